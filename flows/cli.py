@@ -1,0 +1,214 @@
+"""The `trainyard` command: parses, calls and prints."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from llm.artifact import Store
+from llm.errors import TrainyardError
+from llm.recipe import load, parse_override
+from llm.run import home
+
+Flow = Literal["prepare", "pretrain", "finetune", "lifecycle"]
+Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="override a setting, as train.steps=500; may be repeated")]
+
+app = App(name="trainyard", help="Raw text to a served language model, kept fresh.", version_flags=["--version"])
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run one command; an error that Trainyard knows is one line on stderr and exit status 1."""
+    try:
+        app()
+    except TrainyardError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("cancelled; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    return dict(parse_override(text) for text in settings or [])
+
+
+@app.command
+def run(flow: Flow, *, recipe: str = "tiny", set: Set = None) -> None:
+    """Run a flow here and now, from wherever an earlier run of the same recipe got to."""
+    from flows.services import prefect_api
+    from llm.plan import check
+
+    overrides, store = _overrides(set), Store(home())
+    check(load(recipe, overrides), store)
+    with prefect_api(store):
+        function = getattr(importlib.import_module(f"flows.{flow}"), flow)
+        _say_errors_once()
+        folder = Path(function(recipe=recipe, overrides=overrides))
+    _print_summary(json.loads((folder / "summary.json").read_text()))
+
+
+def _say_errors_once() -> None:
+    """Keep from the terminal the tracebacks of errors that `main` says in one line; Prefect's API still gets them."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], TrainyardError)))
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    for group, scores in summary["metrics"].items():
+        baseline = summary["baseline"]["kneser_ney_bits_per_byte"]
+        console.print(f"{group}: {scores['bits_per_byte']:.3f} bits per byte on test text (Kneser–Ney bigram {baseline:.3f})")
+    for group, exports in summary["exports"].items():
+        console.print(f"{group}: {exports['onnx']}")
+    console.print(f"report: {summary['report']}")
+    console.print(f"{summary['wall_seconds']:.1f} s; serve it: trainyard serve champion")
+
+
+@app.command
+def plan(flow: Flow = "lifecycle", *, recipe: str = "tiny", set: Set = None) -> None:
+    """Say what a run would do and why, what it would take, and whether it fits this machine."""
+    from llm.plan import check, parameters, plan, training_bytes
+
+    loaded, store = load(recipe, _overrides(set)), Store(home())
+    check(loaded, store)
+    table = Table("stage", "would", "seconds last time", "because", box=None, pad_edge=False)
+    for step in plan(loaded, store, flow):
+        seconds = "–" if step.seconds is None else f"{step.seconds:.0f}"
+        table.add_row(step.node, step.state, seconds, "\n".join(_first(step.reasons)))
+    console.print(table)
+    size = parameters(loaded.model, loaded.tokenize.vocab_size)
+    memory = training_bytes(loaded, loaded.train)
+    console.print(f"{size:,} parameters, about {memory / 2**30:.2f} GiB per worker, {loaded.cluster.workers} workers")
+
+
+def _first(reasons: tuple[str, ...], most: int = 6) -> list[str]:
+    return [*reasons[:most], *([f"and {len(reasons) - most} more"] if len(reasons) > most else [])]
+
+
+@app.command
+def why(stage: str = "", *, run: str = "latest") -> None:
+    """Say why each stage of a run was computed again, or that it was cached. STAGE is a name such as pretrain."""
+    from llm.lineage import why
+
+    table = Table("stage", "state", "because", box=None, pad_edge=False)
+    for explained in why(Store(home()), run):
+        if stage in ("", explained.node, explained.node.split(".")[1]):
+            table.add_row(explained.node, explained.state, "\n".join(_first(explained.reasons)))
+    console.print(table)
+
+
+@app.command
+def lineage(artifact: str = "", *, run: str = "latest") -> None:
+    """Show what an artifact descends from. ARTIFACT is <stage>/<key>; by default the last export of the run."""
+    from llm.lineage import ancestors, committed, find_run
+
+    store = Store(home())
+    if artifact:
+        path = store.root / artifact
+    else:
+        stages = find_run(store, run)["stages"]
+        path = Path([stage["path"] for group in stages.values() for stage in group.values()][-1])
+    for depth, found in ancestors(store, committed(store, path)):
+        facts = found.manifest
+        console.print(f"{'  ' * depth}{facts['node']}  {facts['stage']}/{facts['key']}  {facts['created']}  {facts['git_commit']}")
+
+
+@app.command
+def status() -> None:
+    """List the last runs of this store, what is up, and the champions."""
+    from flows.processes import Ledger
+    from llm.lineage import summaries
+    from llm.registry import champions
+
+    store = Store(home())
+    table = Table("run", "flow", "state", "seconds", "computed", "cached", box=None, pad_edge=False)
+    for summary in summaries(store)[-10:]:
+        states = [stage["state"] for group in summary["stages"].values() for stage in group.values()]
+        seconds = f"{summary['wall_seconds']:.0f}"
+        table.add_row(
+            summary["run_id"], summary["flow"], summary["state"], seconds, str(states.count("computed")), str(states.count("cached"))
+        )
+    console.print(table)
+    for process in Ledger(store).alive():
+        console.print(f"up: {process.role} (process {process.pid}) {process.facts.get('url', '')}")
+    for champion in champions(store):
+        console.print(f"champion: {champion.name} version {champion.number}  {champion.path}")
+
+
+@app.command
+def up(*, port: int = 4200, dashboard_port: int = 8265) -> None:
+    """Start what stays up between runs: Prefect's server, a worker with every deployment, Ray with its dashboard."""
+    from flows.services import start_all
+
+    for line in start_all(Store(home()), port=port, dashboard_port=dashboard_port):
+        console.print(line)
+
+
+@app.command
+def down() -> None:
+    """End exactly the processes that `trainyard up` started."""
+    from flows.services import stop_all
+
+    for line in stop_all(Store(home())):
+        console.print(line)
+
+
+@app.command
+def serve(model: str = "champion", *, port: int = 8000, name: str = "") -> None:
+    """Serve an ONNX model on 127.0.0.1. MODEL is a folder, or `champion` (of --name, by default the newest chat model)."""
+    from llm.serve.app import serve
+
+    from llm.registry import champion_folder
+
+    folder = champion_folder(Store(home()), name) if model == "champion" else Path(model)
+    serve(folder, port=port)
+
+
+@app.command
+def promote(name: str, version: int = 0, *, rollback: bool = False) -> None:
+    """Make a registered version the champion by hand, or go back to the champion before (--rollback)."""
+    from llm.registry import of_store
+
+    registry = of_store(Store(home()))
+    chosen = registry.rollback(name) if rollback else registry.promote(name, version)
+    console.print(f"champion: {chosen.name} version {chosen.number}  {chosen.path}")
+
+
+@app.command
+def gc(*, keep_runs: int = 3, delete: bool = False) -> None:
+    """Show what may be deleted: all that no champion and none of the last runs descends from. --delete does it."""
+    from llm.lineage import delete as delete_all
+    from llm.lineage import garbage
+    from llm.registry import champions
+
+    store = Store(home())
+    items = garbage(store, keep_runs=keep_runs, champions=[champion.path for champion in champions(store)])
+    for item in items:
+        console.print(f"{item.bytes / 1e6:10.2f} MB  {item.path}")
+    total = sum(item.bytes for item in items) / 1e6
+    if not delete:
+        console.print(f"{total:10.2f} MB in {len(items)} folders would be freed; add --delete to do it")
+        return
+    console.print(f"{delete_all(items) / 1e6:10.2f} MB freed")
+
+
+@app.command
+def doctor() -> None:
+    """Check versions, services, disk, memory, cores and GPU, each with the remedy where something is wrong."""
+    from flows.doctor import examine
+
+    findings = examine(Store(home()))
+    for finding in findings:
+        console.print(
+            f"{'ok ' if finding.healthy else 'BAD'}  {finding.what:9} {finding.fact}" + (f"; {finding.remedy}" if finding.remedy else "")
+        )
+    if not all(finding.healthy for finding in findings):
+        sys.exit(1)

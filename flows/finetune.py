@@ -1,0 +1,25 @@
+"""prepare → pretrain → finetune → evaluate → export → promote; a base model that the store holds is not trained again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.prepare import prepare_data
+from flows.pretrain import release
+from flows.session import session
+from tasks.policy import execute
+from tasks.train import finetune as finetune_stage
+from tasks.train import pretrain as pretrain_stage
+
+
+@flow(name="finetune")
+def finetune(recipe: str = "tiny", overrides: dict[str, Any] | None = None) -> str:
+    """A base model to a registered chat model."""
+    with session("finetune", recipe, overrides) as run:
+        prepare_data(run)
+        execute(run, pretrain_stage, "base")
+        execute(run, finetune_stage, "tuned")
+        release(run, "tuned")
+    return str(run.folder)

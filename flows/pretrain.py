@@ -1,0 +1,34 @@
+"""prepare → pretrain → evaluate → export → promote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.prepare import prepare_data
+from flows.session import session
+from llm.run import Run
+from tasks.evaluate import evaluate
+from tasks.policy import execute
+from tasks.release import export, promote
+from tasks.report import scores
+from tasks.train import pretrain as pretrain_stage
+
+
+@flow(name="pretrain")
+def pretrain(recipe: str = "tiny", overrides: dict[str, Any] | None = None) -> str:
+    """Raw text to a registered base model."""
+    with session("pretrain", recipe, overrides) as run:
+        prepare_data(run)
+        execute(run, pretrain_stage, "base")
+        release(run, "base")
+    return str(run.folder)
+
+
+def release(run: Run, group: str) -> None:
+    """Score a trained model, export it and put it before the registry."""
+    execute(run, evaluate, group)
+    scores(run, group)
+    execute(run, export, group)
+    execute(run, promote, group)

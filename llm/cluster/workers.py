@@ -1,0 +1,150 @@
+"""The training loop on N workers of a Ray cluster.
+
+Ray starts the workers, joins them in a process group and starts them again when one is lost. It carries no data
+and no checkpoint: every attempt finds the newest checkpoint in the job's work folder by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+import llm
+from llm.artifact import sha256_file, sha256_of
+from llm.cluster.connect import own_signal_handlers
+from llm.errors import ArtifactError, CapacityError, DependencyError, TrainyardError
+from llm.train.config import ClusterConfig
+from llm.train.loop import TrainJob, train
+
+MARK = ".driver"
+
+
+def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None:
+    """`train(job)` on `cluster.workers` workers of the connected cluster; Ray keeps its notes in `storage/name`.
+
+    A lost worker is replaced up to `train.max_recoveries` times. An error that Trainyard raised on purpose ends the
+    run at once and arrives here as it was raised.
+
+    Raises: CapacityError if the cluster can't place the workers, or loses them too often; what `train` raises.
+    """
+    job = replace(job, rows=job.rows.absolute(), work=job.work.absolute(), device="cuda" if wants_gpu(cluster) else "cpu")
+    shutil.rmtree(storage / name, ignore_errors=True)
+    job.work.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(8)
+    (job.work / MARK).write_text(mark)
+    os.environ.update(ray_settings(cluster))
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job, "threads": cluster.threads_per_worker, "mark": mark, "code": code_digest()},
+        torch_config=TorchConfig(timeout_s=cluster.collective_timeout_seconds),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=job.device == "cuda", resources_per_worker=resources(cluster, job.device)
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage.absolute()),
+            failure_config=FailureConfig(max_failures=job.train.max_recoveries, controller_failure_limit=job.train.max_recoveries),
+            callbacks=[OurErrorsAreFinal()],
+        ),
+    )
+    try:
+        with own_signal_handlers():
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise translate(error, cluster) from error
+
+
+def work(config: dict[str, Any]) -> None:
+    """What one worker does: checks that it belongs here, then trains."""
+    job: TrainJob = config["job"]
+    check_folder(job.work, config["mark"])
+    check_code(config["code"])
+    torch.set_num_threads(config["threads"])
+    train(job)
+
+
+def check_folder(work: Path, mark: str) -> None:
+    """Raises: ArtifactError if this worker's view of the work folder isn't the driver's."""
+    path = work / MARK
+    if not path.exists() or path.read_text() != mark:
+        raise ArtifactError(
+            "a worker doesn't see the driver's work folder", value=work, remedy="set TRAINYARD_HOME to a folder that all machines share"
+        )
+
+
+def check_code(expected: str) -> None:
+    """Raises: DependencyError if this worker runs other code than the driver."""
+    if (found := code_digest()) != expected:
+        raise DependencyError(
+            "a worker runs other code than the driver",
+            value=f"{found[:12]} instead of {expected[:12]}",
+            remedy="install the same Trainyard on all machines",
+        )
+
+
+def code_digest() -> str:
+    """sha256 over names and bytes of the installed sources that a training step runs through."""
+    root = Path(llm.__file__).parent
+    sources = [*root.glob("train/*.py"), *root.glob("model/*.py"), root / "data" / "rows.py"]
+    return sha256_of({path.relative_to(root).as_posix(): sha256_file(path) for path in sources})
+
+
+class OurErrorsAreFinal(UserCallback):
+    """Ends the run when a worker raised a TrainyardError: a new attempt would only raise it again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, TrainyardError):
+                raise error
+
+
+def translate(error: TrainingFailedError, cluster: ClusterConfig) -> TrainyardError:
+    """The error of ours inside Ray's, or what Ray's means for the recipe."""
+    cause: Exception = error
+    while isinstance(cause, ControllerError):
+        cause = cause.controller_failure
+    if isinstance(cause, TrainyardError):
+        return cause
+    if isinstance(cause, WorkerGroupError):
+        last = str(next(iter(cause.worker_failures.values()), cause)).strip().splitlines()[-1]
+        return CapacityError(
+            "training lost its workers too often", value=last, remedy="set train.max_recoveries higher, or train.micro_batch_size lower"
+        )
+    wanted = f"{cluster.workers} workers of {cluster.cpus_per_worker} CPUs; {cause}"
+    return CapacityError("the cluster can't place the workers", value=wanted, remedy="set cluster.workers or cluster.cpus_per_worker lower")
+
+
+def wants_gpu(cluster: ClusterConfig) -> bool:
+    """Whether the workers compute on GPUs; `auto` where the cluster has one for each."""
+    if cluster.use_gpu == "auto":
+        return ray.cluster_resources().get("GPU", 0) >= cluster.workers
+    return cluster.use_gpu
+
+
+def resources(cluster: ClusterConfig, device: str) -> dict[str, float]:
+    """What Ray reserves for one worker."""
+    return {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": 1.0} if device == "cuda" else {})
+
+
+def ray_settings(cluster: ClusterConfig) -> dict[str, str]:
+    """Ray Train's switches, which it reads from the environment: finite waits, quick polls, no change of directory."""
+    return {
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(cluster.poll_seconds),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(cluster.collective_timeout_seconds),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.start_timeout_seconds),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(cluster.collective_timeout_seconds),
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+    }

@@ -1,0 +1,200 @@
+"""Instruction rows: conversations, packed so that none is cut, with a mask of what counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm.artifact import write_json
+from llm.data.config import ChatConfig
+from llm.data.docstrings import conversation, functions
+from llm.data.document import Books, Quarantined, read_documents, write_json_lines
+from llm.data.hashing import fingerprints, share
+from llm.data.split import SPLITS, require_all, split_of
+from llm.data.template import Conversation, Turn, encode, turns
+from llm.data.tokenizer import EOS, Tokenizer
+from llm.errors import DataError, SourceError
+
+SHUFFLED = "test-shuffled"
+OPEN_ROWS = 64
+
+Found = tuple[str, Conversation | Quarantined]  # with its split
+Coded = tuple[list[int], list[int]]  # ids and mask
+
+
+def snapshot(config: ChatConfig) -> dict[str, Any]:
+    """What identifies the pairs beside the corpus: nothing, or the content of their file."""
+    return {} if config.source == "docstrings" else {"files": fingerprints([(Path(config.source).name, _file(config))])}
+
+
+def build(deduped: Path, tokenized: Path, out: Path, config: ChatConfig) -> dict[str, Any]:
+    """Rows as the tokenize stage writes them, plus `{split}.mask` and `pairs-{split}.jsonl`, for the three splits and `test-shuffled`.
+
+    Training rows hold several conversations; the other splits one each, as a served model meets them.
+
+    Raises: DataError if a split stays empty.
+    """
+    tokenizer = Tokenizer.load(tokenized)
+    facts = json.loads((tokenized / "rows.json").read_text(encoding="utf-8"))
+    facts["row_tokens"] = config.row_tokens or facts["row_tokens"]
+    books = Books()
+    by_split = _usable(deduped, tokenizer, facts["row_tokens"], config, books)
+    by_split[SHUFFLED] = shuffled(by_split["test"], tokenizer, facts["row_tokens"])
+    facts["splits"] = {split: _write(out, split, tokenizer, conversations, facts) for split, conversations in by_split.items()}
+    write_json(out / "rows.json", facts)
+    write_json(out / "books.json", books.to_dict())
+    return facts | {"books": books.to_dict()}
+
+
+def shuffled(conversations: Sequence[Conversation], tokenizer: Tokenizer, row_tokens: int) -> list[Conversation]:
+    """The same answers, each after another conversation's question: a model that ignores questions finds them no harder.
+
+    In order of kind and length every question moves on by one place, so that neither tells; where a longer question
+    would push the answer out of the row, its end is cut.
+
+    Raises: DataError if there is only one conversation.
+    """
+    if len(conversations) < 2:
+        raise DataError("questions can't be shuffled", value=f"{len(conversations)} conversation", remedy="raise finetune.chat.test_share")
+    ordered = sorted(conversations, key=lambda each: (each.kind, -len(each.turns[0].content), each.id))
+    donors = [*ordered[1:], ordered[0]]
+    return [_ask(each, donor.turns[0].content, tokenizer, row_tokens) for each, donor in zip(ordered, donors, strict=True)]
+
+
+def _ask(conversation: Conversation, question: str, tokenizer: Tokenizer, row_tokens: int) -> Conversation:
+    """The conversation with another first question, cut until the row holds all."""
+    while True:
+        asked = replace(conversation, turns=(Turn("user", question), *conversation.turns[1:]))
+        excess = len(encode(tokenizer, asked.turns)[0]) - row_tokens
+        if excess <= 0:
+            return asked
+        question = question[:-excess]
+
+
+def _usable(deduped: Path, tokenizer: Tokenizer, row_tokens: int, config: ChatConfig, books: Books) -> dict[str, list[Conversation]]:
+    """Conversations per split that are whole, new and fit a row, in the order of their hashes, so that neighbours are strangers."""
+    by_split: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
+    asked: set[str] = set()
+    for split, found in _docstring_pairs(deduped, config) if config.source == "docstrings" else _file_pairs(config):
+        if isinstance(found, Quarantined):
+            books.quarantine(found.reason)
+        elif reason := _objection(found, asked, tokenizer, row_tokens, config):
+            books.drop(reason)
+        else:
+            books.keep()
+            asked.add(found.turns[0].content)
+            by_split[split].append(found)
+    books.check()
+    require_all((split for split, members in by_split.items() for _ in members), "finetune.chat")
+    return {split: sorted(members, key=lambda each: share(each.id, "order")) for split, members in by_split.items()}
+
+
+def _objection(found: Conversation, asked: set[str], tokenizer: Tokenizer, row_tokens: int, config: ChatConfig) -> str:
+    """Why this conversation can't be learned from; empty if it can. Nothing is ever cut to fit."""
+    answers = [turn.content for turn in found.turns if turn.role == "assistant"]
+    if any(len(answer) < config.min_answer_characters for answer in answers):
+        return "answer_too_short"
+    if any(len(answer) > config.max_answer_characters for answer in answers):
+        return "answer_too_long"
+    if found.turns[0].content in asked:
+        return "duplicate_question"
+    if len(found.turns[0].content) > config.max_question_characters:
+        return "question_too_long"
+    return "longer_than_a_row" if len(encode(tokenizer, found.turns)[0]) > row_tokens else ""
+
+
+def _docstring_pairs(deduped: Path, config: ChatConfig) -> Iterator[Found]:
+    """Held-out modules first, so that of two equal questions the held-out one stays and training never sees it."""
+    for split in reversed(SPLITS):
+        for document in read_documents(deduped / f"{split}.parquet"):
+            if document.language != "python":
+                continue
+            try:
+                for function in functions(document):
+                    yield split, conversation(function, config)
+            except SyntaxError:
+                yield split, Quarantined(document.id, "not_python")
+
+
+def _file_pairs(config: ChatConfig) -> Iterator[Found]:
+    """Lines of {"question", "answer"} or {"messages"}; the hash of the first question chooses the split."""
+    with _file(config).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            id = f"{Path(config.source).name}#{number}"
+            try:
+                found = Conversation(id, "file", _record_turns(json.loads(line)))
+            except (ValueError, KeyError, TypeError, DataError):
+                yield "train", Quarantined(id, "corrupt_line")
+                continue
+            digest = hashlib.sha256(found.turns[0].content.encode()).hexdigest()
+            yield split_of(digest, validation_share=config.validation_share, test_share=config.test_share), found
+
+
+def _record_turns(record: dict[str, Any]) -> tuple[Turn, ...]:
+    """Raises: DataError, KeyError or TypeError if the record is no conversation that ends with an answer."""
+    if "messages" not in record:
+        return turns([{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}])
+    found = turns(record["messages"])
+    if found[-1].role != "assistant":
+        raise DataError("a conversation ends without an answer", value=len(found), remedy="end it with an assistant message")
+    return found
+
+
+def _file(config: ChatConfig) -> Path:
+    path = Path(config.source).expanduser()
+    if not path.is_file():
+        raise SourceError("no such file of pairs", value=config.source, remedy="set finetune.chat.source to `docstrings` or a .jsonl file")
+    return path
+
+
+def _write(out: Path, split: str, tokenizer: Tokenizer, conversations: list[Conversation], facts: dict[str, Any]) -> dict[str, int]:
+    """One split's tokens, mask, borders and pairs; returns its sizes."""
+    coded = [encode(tokenizer, each.turns) for each in conversations]
+    rows = _packed(coded, facts["row_tokens"]) if split == "train" else [[each] for each in coded]
+    tokens, mask, borders = _laid_out(rows, facts["row_tokens"])
+    np.array(tokens, dtype=facts["dtype"]).tofile(out / f"{split}.tokens")
+    np.array(mask, dtype=np.uint8).tofile(out / f"{split}.mask")
+    np.array(borders, dtype="<i8").tofile(out / f"{split}.borders")
+    write_json_lines(out / f"pairs-{split}.jsonl", map(asdict, conversations))
+    return {"rows": len(rows), "tokens": len(tokens), "documents": len(conversations), "answer_tokens": sum(mask)}
+
+
+def _packed(coded: list[Coded], row_tokens: int) -> list[list[Coded]]:
+    """Conversations put into rows, each into the first of the last `OPEN_ROWS` rows with room for it.
+
+    Source: first fit, as in https://arxiv.org/abs/2107.02027, bounded so that the time grows linearly.
+    """
+    rows: list[list[Coded]] = []
+    room: list[int] = []
+    for each in coded:
+        length = len(each[0])
+        candidates = range(max(0, len(rows) - OPEN_ROWS), len(rows))
+        row = next((number for number in candidates if room[number] >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(row_tokens)
+        rows[row].append(each)
+        room[row] -= length
+    return rows
+
+
+def _laid_out(rows: list[list[Coded]], row_tokens: int) -> tuple[list[int], list[int], list[int]]:
+    """Stream, mask and borders: rows filled up with end tokens that don't count, and one more as the last row's last target."""
+    tokens: list[int] = []
+    mask: list[int] = []
+    borders: list[int] = []
+    for number, row in enumerate(rows, start=1):
+        for ids, counts in row:
+            borders.append(len(tokens))
+            tokens += ids
+            mask += counts
+        padding = number * row_tokens - len(tokens)
+        tokens += [EOS] * padding
+        mask += [0] * padding
+    return [*tokens, EOS], [*mask, 0], borders

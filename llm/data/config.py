@@ -1,0 +1,155 @@
+"""The `collect`, `clean`, `dedup`, `tokenize` sections of a recipe, and `finetune.chat`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llm.config import Section
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class FilesSource(Section):
+    """Text files in a folder, or one file: .txt .md .rst .html .py .jsonl .parquet, each also as .gz or .zst."""
+
+    kind: Literal["files"] = "files"
+    path: str = Field(min_length=1)
+    domain: str = "text"
+    patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell")
+    text_field: str = Field(default="text", description="column that holds the text in .jsonl and .parquet")
+
+
+class HuggingFaceSource(Section):
+    """A data set read through `datasets`: a local folder (path starts with / . or ~) or a hub id at a pinned commit."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    path: str = Field(min_length=1)
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = Field(default=None, description="40 hexadecimal digits of the data set's commit")
+    text_field: str = "text"
+    domain: str = "text"
+    streaming: bool = True
+    max_documents: int | None = Field(default=None, ge=1)
+    max_bytes: int | None = Field(default=None, ge=1)
+
+    @property
+    def local(self) -> bool:
+        return self.path.startswith(("/", ".", "~"))
+
+    @model_validator(mode="after")
+    def _pinned(self) -> HuggingFaceSource:
+        if not self.local and not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"hub data set {self.path} is not pinned (revision {self.revision}); set collect.sources.revision to the 40 digits"
+                " of its commit, since a branch or a tag can move, or start a local path with ./"
+            )
+        return self
+
+
+class InstalledSource(Section):
+    """The standard library's source (code) and the documentation of installed packages (docs)."""
+
+    kind: Literal["installed"] = "installed"
+    domains: tuple[Literal["code", "docs"], ...] = Field(default=("code", "docs"), min_length=1)
+    max_bytes: int | None = Field(default=None, ge=1, description="per domain; the documents are chosen by the hash of their ids")
+
+
+Source = Annotated[FilesSource | HuggingFaceSource | InstalledSource, Field(discriminator="kind")]
+
+
+class CollectConfig(Section):
+    """Where the text comes from."""
+
+    sources: tuple[Source, ...] = Field(default=(InstalledSource(),), min_length=1)
+    max_quarantined_share: float = Field(default=0.05, ge=0, le=1)
+
+
+class CleanConfig(Section):
+    """Thresholds of the quality rules; each rule in llm/data/quality.py names its source."""
+
+    min_characters: int = Field(default=200, ge=1)
+    max_characters: int = Field(default=1_000_000, ge=1)
+    max_replacement_share: float = Field(default=0.001, ge=0, le=1, description="U+FFFD among the characters")
+    max_encoded_share: float = Field(default=0.5, ge=0, le=1, description="characters in runs that look like base64")
+    max_mojibake_share: float = Field(default=0.01, ge=0, le=1, description="prose: places per character that look wrongly decoded")
+    min_letter_words_share: float = Field(default=0.7, ge=0, le=1, description="prose: words that hold a letter")
+    min_mean_word_characters: float = Field(default=2, gt=0, description="prose in a script with spaces")
+    max_mean_word_characters: float = Field(default=12, gt=0, description="prose in a script with spaces")
+    max_duplicate_lines_share: float = Field(default=0.3, ge=0, le=1, description="prose: lines that stood there before")
+    max_top_pair_share: float = Field(default=0.2, ge=0, le=1, description="prose: characters in the most frequent pair of words")
+    min_alphanumeric_share: float = Field(default=0.25, ge=0, le=1, description="code: letters and digits among the characters")
+    max_mean_line_characters: float = Field(default=100, gt=0, description="code")
+    max_line_characters: int = Field(default=1_000, ge=1, description="code")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CleanConfig:
+        if self.min_characters > self.max_characters:
+            raise ValueError(f"no text is long and short enough; set clean.min_characters below clean.max_characters {self.max_characters}")
+        if self.min_mean_word_characters > self.max_mean_word_characters:
+            raise ValueError(
+                "no word is long and short enough; set clean.min_mean_word_characters"
+                f" below clean.max_mean_word_characters {self.max_mean_word_characters}"
+            )
+        return self
+
+
+class DedupConfig(Section):
+    """What counts as the same text, and how the splits are drawn."""
+
+    threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity from which one of two documents is dropped")
+    link_threshold: float = Field(default=0.5, gt=0, le=1, description="Jaccard similarity from which two documents share a split")
+    permutations: int = Field(default=128, ge=16, le=1024, multiple_of=16)
+    shingle_words: int = Field(default=5, ge=1)
+    validation_share: float = Field(default=0.02, gt=0, lt=1)
+    test_share: float = Field(default=0.02, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> DedupConfig:
+        if self.link_threshold > self.threshold:
+            raise ValueError(f"{self.link_threshold} is above threshold; set dedup.link_threshold to at most {self.threshold}")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("nothing is left to train on; set dedup.validation_share and dedup.test_share to less than 1 together")
+        return self
+
+
+class TokenizeConfig(Section):
+    """Size of the vocabulary and of a row."""
+
+    vocab_size: int = Field(default=32_000, ge=300, description="byte fallback and the chat tokens alone take 262")
+    row_tokens: int = Field(default=1024, ge=8, description="T, the length of one training sequence")
+    sample_bytes: int = Field(default=64_000_000, ge=1_000, description="training text that the vocabulary is learned from")
+    max_piece_characters: int = Field(default=16, ge=2)
+    character_coverage: float = Field(default=0.9999, gt=0.9, le=1, description="the rest is spelled in bytes")
+
+    @property
+    def dtype(self) -> str:
+        """Little-endian type of a token on disk."""
+        return "<u2" if self.vocab_size <= 2**16 else "<u4"
+
+
+class ChatConfig(Section):
+    """Instruction pairs: built from the docstrings of the corpus's Python documents, or read from a .jsonl file."""
+
+    source: str = Field(default="docstrings", min_length=1, description="`docstrings`, or the path of a .jsonl file")
+    row_tokens: int | None = Field(default=None, ge=32, description="by default that of the tokenize stage")
+    max_question_characters: int = Field(default=1_500, ge=20, description="longer code is cut at a line; other questions are dropped")
+    min_answer_characters: int = Field(default=10, ge=1)
+    max_answer_characters: int = Field(default=1_000, ge=20)
+    implement_share: float = Field(default=0.5, ge=0, le=1, description="docstring pairs that ask for code; the others ask what code does")
+    validation_share: float = Field(default=0.05, gt=0, lt=1, description=".jsonl only: docstring pairs go where their document went")
+    test_share: float = Field(default=0.05, gt=0, lt=1, description=".jsonl only")
+
+    @model_validator(mode="after")
+    def _possible(self) -> ChatConfig:
+        if self.min_answer_characters > self.max_answer_characters:
+            raise ValueError(
+                "no answer is long and short enough; set finetune.chat.min_answer_characters"
+                f" below finetune.chat.max_answer_characters {self.max_answer_characters}"
+            )
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("nothing is left to train on; set finetune.chat.validation_share and test_share to less than 1 together")
+        return self

@@ -1,0 +1,41 @@
+"""Hashes that are the same in every process, on every machine and in every version of Python."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm.artifact import sha256_file
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def share(id: str, purpose: str) -> float:
+    """A place in [0, 1) for this id, independent between purposes.
+
+    Whoever draws by it keeps the draw when other documents come and go.
+
+    Example:
+        >>> 0 <= share("a", "split") < 1, share("a", "split") == share("a", "sample")
+        (True, False)
+    """
+    digest = hashlib.sha256(f"{purpose}\n{id}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def fingerprints(files: Iterable[tuple[str, Path]]) -> list[dict[str, Any]]:
+    """What identifies the content of (name, path) files, by name: a touched file is the same, a changed byte is not."""
+    return [{"path": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in sorted(files)]
+
+
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scrambled bits of each number: the finaliser of SplitMix64, https://prng.di.unimi.it/splitmix64.c."""
+    x = x + GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

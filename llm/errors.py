@@ -1,0 +1,73 @@
+"""Every error that Trainyard raises on purpose.
+
+    TrainyardError
+    ├── RecipeError       the recipe or an override is wrong                    fix the recipe
+    ├── SourceError       a source of text can't be read                        retried: time may heal it
+    ├── DataError         the data can't carry the run (empty, too dirty)       fix the data or a threshold
+    ├── ArtifactError     the store is damaged, read-only or full               free or repair the store
+    ├── DivergenceError   training left the finite numbers                      change the optimizer settings
+    ├── CapacityError     the machine is too small for the recipe               a smaller size or a larger machine
+    ├── DependencyError   a library or a service is missing or too old          `trainyard doctor`
+    └── PromotionError    the registry can't decide                             see the message
+
+One message, three parts: the fact, the value, the remedy.
+"""
+
+from __future__ import annotations
+
+
+class TrainyardError(Exception):
+    """Base of every error that Trainyard raises on purpose.
+
+    Example:
+        >>> raise DataError("corpus is empty", value="0 documents kept", remedy="lower clean.min_characters")
+        Traceback (most recent call last):
+        llm.errors.DataError: corpus is empty: 0 documents kept; lower clean.min_characters
+    """
+
+    def __init__(self, fact: str, *, value: object = None, remedy: str = "") -> None:
+        self.fact, self.value, self.remedy = fact, value, remedy
+        super().__init__(fact)
+
+    def __str__(self) -> str:
+        message = self.fact if self.value is None else f"{self.fact}: {self.value}"
+        return f"{message}; {self.remedy}" if self.remedy else message
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.fact, self.value, self.remedy)
+
+
+def _rebuild(kind: type[TrainyardError], fact: str, value: object, remedy: str) -> TrainyardError:
+    return kind(fact, value=value, remedy=remedy)
+
+
+class RecipeError(TrainyardError):
+    """The recipe or an override is wrong."""
+
+
+class SourceError(TrainyardError):
+    """A source of text can't be read just now; time may heal it."""
+
+
+class DataError(TrainyardError):
+    """The data can't carry the run: empty, too dirty, too small."""
+
+
+class ArtifactError(TrainyardError):
+    """The store is damaged, read-only or full."""
+
+
+class DivergenceError(TrainyardError):
+    """Training left the finite numbers, or a result failed its gate."""
+
+
+class CapacityError(TrainyardError):
+    """The machine is too small for what the recipe asks."""
+
+
+class DependencyError(TrainyardError):
+    """A library or a service is missing or too old."""
+
+
+class PromotionError(TrainyardError):
+    """The registry can't decide on a candidate."""

@@ -1,0 +1,120 @@
+"""Looking back: why a stage ran, what a model descends from, what may be deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm.artifact import Artifact, Store
+from llm.errors import ArtifactError
+from llm.plan import changes, comparable, latest
+
+
+def summaries(store: Store) -> list[dict[str, Any]]:
+    """summary.json of every run, oldest first."""
+    paths = sorted((store.root / "runs").glob("[!.]*/summary.json"))
+    return [json.loads(path.read_text()) for path in paths if not path.parent.is_symlink()]
+
+
+def find_run(store: Store, run_id: str) -> dict[str, Any]:
+    """The summary of a run by its id, or of the `latest`.
+
+    Raises: ArtifactError if there is no such run.
+    """
+    path = store.root / "runs" / run_id / "summary.json"
+    if not path.is_file():
+        raise ArtifactError("no such run", value=run_id, remedy="`trainyard status` lists the runs of this store")
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one stage of a run was computed or not."""
+
+    node: str
+    state: str
+    reasons: tuple[str, ...]
+
+
+def why(store: Store, run_id: str) -> list[Explanation]:
+    """For each stage of a run: cached, or computed because of what differs from the artifact before it."""
+    summary = find_run(store, run_id)
+    explained = []
+    for group, stages in summary["stages"].items():
+        for name, stage in stages.items():
+            reasons: tuple[str, ...] = ()
+            if stage["state"] == "computed":
+                artifact = committed(store, Path(stage["path"]))
+                earlier = latest(store, f"{group}.{name}", before=artifact)
+                reasons = changes(earlier, comparable(artifact.manifest))
+            explained.append(Explanation(f"{group}.{name}", stage["state"], reasons))
+    return explained
+
+
+def committed(store: Store, path: Path) -> Artifact:
+    """The artifact in a folder, its files unverified.
+
+    Raises: ArtifactError if it has been deleted.
+    """
+    found = next((artifact for artifact in store.all() if artifact.path == path), None)
+    if found is None:
+        raise ArtifactError("artifact is no longer in the store", value=path, remedy="run the same command again")
+    return found
+
+
+def ancestors(store: Store, artifact: Artifact) -> Iterator[tuple[int, Artifact]]:
+    """An artifact and all that it descends from, with the distance, nearest first and each once."""
+    by_key = {(found.ref.stage, found.ref.key): found for found in store.all()}
+    waiting, seen = [(0, artifact)], set()
+    while waiting:
+        depth, here = waiting.pop(0)
+        if here.path in seen:
+            continue
+        seen.add(here.path)
+        yield depth, here
+        parents = [(parent["stage"], parent["key"]) for parent in here.manifest["parents"].values()]
+        waiting += [(depth + 1, by_key[parent]) for parent in parents if parent in by_key]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What `gc` would delete."""
+
+    path: Path
+    bytes: int
+
+
+def garbage(store: Store, *, keep_runs: int, champions: list[Path]) -> list[Garbage]:
+    """Artifacts and leftovers that no champion and none of the last runs descends from."""
+    kept = {found.path for root in _roots(store, keep_runs, champions) for _, found in ancestors(store, root)}
+    unused = [artifact.path for artifact in store.all() if artifact.path not in kept]
+    unused += [path for pattern in ("*/.corrupt-*", "*/.work-*") for path in store.root.glob(pattern) if _idle(store, path)]
+    return [Garbage(path, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())) for path in unused]
+
+
+def _roots(store: Store, keep_runs: int, champions: list[Path]) -> list[Artifact]:
+    paths = set(champions)
+    for summary in summaries(store)[-keep_runs:]:
+        paths |= {Path(stage["path"]) for stages in summary["stages"].values() for stage in stages.values()}
+    return [artifact for artifact in store.all() if artifact.path in paths]
+
+
+def _idle(store: Store, path: Path) -> bool:
+    """Whether a leftover is not the unfinished work of one of the runs that could still continue."""
+    return path.name.startswith(".corrupt-") or not any(
+        summary["state"] in ("running", "crashed", "failed", "cancelled") for summary in summaries(store)[-1:]
+    )
+
+
+def delete(items: list[Garbage]) -> int:
+    """Delete, by a rename first so that nobody sees a half-deleted artifact; bytes freed."""
+    for item in items:
+        hidden = item.path.with_name(f".tmp-{item.path.name.lstrip('.')}-gc")
+        item.path.rename(hidden)
+        shutil.rmtree(hidden)
+    return sum(item.bytes for item in items)

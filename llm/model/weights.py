@@ -1,0 +1,75 @@
+"""A model as a folder: `model.safetensors` under the names of llm/model/decoder.py, and `config.json` to rebuild it.
+
+safetensors and JSON hold numbers and text only, so opening a folder of unknown origin runs no code of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llm.errors import ArtifactError
+from llm.model.config import ModelConfig
+from llm.model.decoder import Decoder
+
+REMEDY = "delete this artifact, so that its stage runs again"
+
+
+def save(model: Decoder, folder: Path) -> None:
+    """Write `model.safetensors` and `config.json`; a tied head is stored once, as the embedding."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tied_embeddings:
+        del weights["head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"model": model.config.model_dump(mode="json"), "vocab_size": model.vocab_size}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> Decoder:
+    """The model that `save` wrote, on the CPU, in evaluation mode.
+
+    Raises: ArtifactError if a file is missing or damaged, or the weights don't fit the sizes in `config.json`.
+    """
+    return assemble(*read_config(folder), read_tensors(folder / "model.safetensors"))
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, int]:
+    """Sizes and vocabulary of the model in `folder`, without its weights."""
+    path = folder / "config.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return ModelConfig.model_validate(document["model"]), int(document["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise ArtifactError("model configuration can't be read", value=f"{path} ({error})", remedy=REMEDY) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, by name."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError("weights can't be read", value=f"{path} ({error})", remedy=REMEDY) from error
+
+
+def assemble(config: ModelConfig, vocab_size: int, weights: dict[str, Tensor]) -> Decoder:
+    """A decoder of these sizes that holds these weights; nothing is initialised twice.
+
+    Raises: ArtifactError if a tensor is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        model = Decoder(config, vocab_size)
+    if config.tied_embeddings and "embedding.weight" in weights:
+        weights = {**weights, "head.weight": weights["embedding.weight"]}
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ArtifactError("weights don't fit the model's sizes", value=str(error), remedy=REMEDY) from error
+    if config.tied_embeddings:
+        model.head.weight = model.embedding.weight
+    return model.eval()

@@ -1,0 +1,44 @@
+"""What a stage's key depends on outside the store: sources of text, and the present champion.
+
+Each function answers a small JSON-able value; an equal answer means that nothing has changed out there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm.artifact import Ref
+    from llm.run import Run
+
+
+def sources(run: Run, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+    """Names, sizes and hashes of all that `collect` would read."""
+    from llm.data.collect import snapshot
+
+    return snapshot(run.recipe.collect)
+
+
+def pairs(run: Run, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+    """The hash of the file of conversations, where the recipe names one."""
+    from llm.data.chat import snapshot
+
+    return snapshot(run.recipe.finetune.chat)
+
+
+def champion(run: Run, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+    """Which champion a candidate would meet; what it met then, if the candidate has become the champion since."""
+    from llm.registry import of_store
+
+    present = of_store(run.store).champion(model_name(run.recipe.name, node))
+    if present is None:
+        return {"champion": None}
+    if present.digest == parents["exported"].digest:
+        return dict(present.lineage["met"])
+    return {"champion": present.number, "restored": present.restored}
+
+
+def model_name(recipe: str, node: str) -> str:
+    """`<recipe>-base` or `<recipe>-chat`."""
+    return f"{recipe}-{'base' if node.startswith('base.') else 'chat'}"

@@ -1,0 +1,35 @@
+"""Facts about the machine and the code that made an artifact; recorded in its manifest, never part of its key."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("trainyard", "torch", "ray", "prefect", "onnxruntime", "sentencepiece", "datasets")
+
+
+def provenance() -> dict[str, Any]:
+    """Time, git commit, versions and machine."""
+    return {"created": datetime.now(UTC).isoformat(timespec="seconds"), "git_commit": git_commit(), "versions": versions()}
+
+
+@functools.cache
+def git_commit() -> str:
+    """The commit of the checkout that this code runs from, `-dirty` behind it if files differ; empty outside a checkout."""
+    here = Path(__file__).parent
+    answer = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python, of the machine's architecture and of the libraries that matter most."""
+    found = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(), **found}

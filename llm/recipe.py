@@ -1,0 +1,211 @@
+"""A recipe: one YAML file that describes a run from raw text to registry, frozen once it is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from llm.artifact import sha256_of
+from llm.config import Section
+from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, TokenizeConfig
+from llm.errors import RecipeError
+from llm.evaluate.config import EvaluateConfig, PromoteConfig
+from llm.export.config import ExportConfig
+from llm.model.config import ModelConfig
+from llm.train.config import ClusterConfig, TrainConfig
+
+RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
+
+
+class FinetuneConfig(Section):
+    """The `finetune` section: which conversations, and how the base model learns from them."""
+
+    chat: ChatConfig
+    train: TrainConfig
+
+
+class Recipe(Section):
+    """Everything that decides a run. Unknown keys are refused; nothing reads configuration from elsewhere."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")] = Field(description="prefix of the registered models")
+    seed: int = Field(default=0, ge=0)
+    collect: CollectConfig
+    clean: CleanConfig = CleanConfig()
+    dedup: DedupConfig = DedupConfig()
+    tokenize: TokenizeConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    finetune: FinetuneConfig
+    export: ExportConfig = ExportConfig()
+    promote: PromoteConfig = PromoteConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.tokenize.row_tokens > self.model.max_positions:
+            raise ValueError(
+                f"rows of {self.tokenize.row_tokens} tokens exceed the model's {self.model.max_positions} positions; "
+                "set tokenize.row_tokens lower or model.max_positions higher"
+            )
+        for section, train in (("train", self.train), ("finetune.train", self.finetune.train)):
+            per_pass = train.micro_batch_size * self.cluster.workers
+            if train.global_batch_size % per_pass:
+                raise ValueError(
+                    f"{self.cluster.workers} workers × {train.micro_batch_size} rows do not divide {train.global_batch_size} rows a step; "
+                    f"set {section}.global_batch_size to a multiple of {per_pass}"
+                )
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Short sha256 of the resolved recipe."""
+        return sha256_of(self.model_dump(mode="json"))[:12]
+
+    def as_yaml(self) -> str:
+        """The resolved recipe, every default spelled out; loading it gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of this name or file, with flat overrides such as {"train.steps": 500} applied.
+
+    Raises: RecipeError in one line: the setting, its value, the file's line, and the nearest valid key.
+    """
+    path = find(recipe)
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError("recipe is not valid YAML", value=" ".join(str(error).split()), remedy=f"correct {path.name}") from error
+    if not isinstance(values, dict):
+        raise RecipeError("recipe is empty or not a mapping", value=path.name, remedy="start from deployments/recipes/tiny.yaml")
+    for setting, value in (overrides or {}).items():
+        _override(values, setting, value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _explained(error, values, text, path, overrides or {}) from None
+
+
+def find(recipe: str) -> Path:
+    """The file of a recipe given by path or by the name of one that ships."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise RecipeError("no such recipe file", value=recipe, remedy="give a path to a .yaml file")
+    shipped = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+    if recipe in shipped:
+        return shipped[recipe]
+    raise RecipeError(
+        "no such recipe", value=recipe, remedy=_nearest(recipe, list(shipped)) + f"have: {', '.join(shipped)}, or a .yaml file"
+    )
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.steps=500` as ("train.steps", 500); the value is YAML.
+
+    Example:
+        >>> parse_override("model.tied_embeddings=false")
+        ('model.tied_embeddings', False)
+    """
+    setting, equals, value = text.partition("=")
+    if not equals or not setting:
+        raise RecipeError("override is not of the form key=value", value=text, remedy="write for example --set train.steps=500")
+    try:
+        return setting, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError("override's value is not valid YAML", value=text, remedy="quote it") from error
+
+
+def _override(values: dict[str, Any], setting: str, value: Any) -> None:
+    """Set a dotted key; list items are named by their index."""
+    *parents, last = setting.split(".")
+    here: Any = values
+    for part in parents:
+        if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+            here = here[int(part)]
+        elif isinstance(here, dict):
+            here = here.setdefault(part, {})
+        else:
+            raise RecipeError("override names no setting", value=setting, remedy=f"`{part}` is not inside a section")
+    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise RecipeError("override names no setting", value=setting, remedy=f"`{last}` is not inside a section")
+
+
+def _explained(error: ValidationError, values: Any, text: str, path: Path, overrides: Mapping[str, Any]) -> RecipeError:
+    """The first validation error as one line a person can act on."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if not (isinstance(part, str) and part in ("files", "huggingface", "installed"))]
+    setting = ".".join(str(part) for part in location)
+    touched = [name for name in overrides if f"{name}.".startswith(f"{setting}.") or not setting]
+    where = f"--set {' '.join(touched)}" if touched else f"{path.name} line {_line(text, location)}"
+    if first["type"] == "extra_forbidden":
+        return RecipeError(
+            f"unknown key in {where}", value=setting, remedy=_nearest(str(location[-1]), _siblings(location)) + "remove or rename it"
+        )
+    if first["type"] == "missing":
+        return RecipeError(f"missing key in {where}", value=setting, remedy=f"set {setting}")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return RecipeError(f"{message} ({where})")
+    given = json.dumps(first["input"], default=str, ensure_ascii=False)
+    return RecipeError(f"wrong value in {where}", value=f"{setting} = {given[:60]}", remedy=message[:1].lower() + message[1:])
+
+
+def _line(text: str, location: list[str | int]) -> int:
+    """The line of the file on which a setting, or the innermost section around it, stands."""
+    node, line = yaml.compose(text), 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _siblings(location: list[str | int]) -> list[str]:
+    """Valid keys beside an unknown one, found by walking the recipe's JSON schema; every section's when the walk ends early."""
+    schema = Recipe.model_json_schema()
+    options: list[dict[str, Any]] = [schema]
+    for part in location[:-1]:
+        options = [_resolve(schema, below) for option in options for below in _below(option, part)]
+        options = [choice for option in options for choice in _choices(schema, option)]
+    return sorted({name for option in options for name in option.get("properties", {})})
+
+
+def _below(option: Mapping[str, Any], part: str | int) -> list[dict[str, Any]]:
+    below = option.get("items") if isinstance(part, int) else option.get("properties", {}).get(part)
+    return [below] if below else []
+
+
+def _choices(schema: Mapping[str, Any], option: dict[str, Any]) -> list[dict[str, Any]]:
+    alternatives = option.get("oneOf") or option.get("anyOf")
+    return [_resolve(schema, alternative) for alternative in alternatives] if alternatives else [option]
+
+
+def _resolve(schema: Mapping[str, Any], option: dict[str, Any]) -> dict[str, Any]:
+    name = option.get("$ref", "").rpartition("/")[2]
+    return schema["$defs"][name] if name else option
+
+
+def _nearest(word: str, candidates: list[str]) -> str:
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`? " if near else ""

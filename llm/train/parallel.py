@@ -1,0 +1,89 @@
+"""The workers of a run, seen from one of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llm.errors import CapacityError, TrainyardError
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank of this worker among `size`, and the device that it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls, device: str = "auto") -> World:
+        """The process group that whoever started this worker made, or a world of one.
+
+        Raises: CapacityError if `device` is cuda and this worker sees no GPU.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise CapacityError("no GPU is visible", value=f"CUDA of torch {torch.__version__}", remedy="set cluster.use_gpu to false")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        index = f":{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and torch.cuda.device_count() > 1 else ""
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return cls(rank, size, torch.device(device + index))
+
+    def part(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This worker's consecutive share of a batch; shares differ by one row at most."""
+        return np.array_split(indices, self.size)[self.rank]
+
+    def sum(self, *numbers: float | Tensor) -> list[float]:
+        """Each number added up over all workers, in float64."""
+        totals = torch.stack([torch.as_tensor(number, dtype=torch.float64, device=self.device) for number in numbers])
+        if self.size > 1:
+            dist.all_reduce(totals)
+        return list(totals.tolist())
+
+    def gather(self, value: Any) -> list[Any]:
+        """This value from every worker, by rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def first(self, compute: Callable[[], Any]) -> Any:
+        """What rank 0 computes, on every worker; where it fails, all fail alike and none is left waiting."""
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = compute()
+            except (TrainyardError, OSError) as error:
+                outcome[1] = error
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, device=self.device)
+        value, failure = outcome
+        if failure is not None:
+            raise failure
+        return value
+
+
+def distribute(model: nn.Module, world: World, rehearse: Callable[[nn.Module], Tensor]) -> nn.Module:
+    """The model with gradients averaged over workers; in a world of one, the model itself.
+
+    DistributedDataParallel sorts its gradients into new buckets after the first backward pass, which changes
+    the order of additions from then on. Two thrown-away passes of `rehearse` put that behind, so that the first
+    step after a resume adds in the same order as the same step of an uninterrupted run.
+    """
+    if world.size == 1:
+        return model
+    replica = DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+    for _ in range(2):
+        rehearse(replica).backward()
+        replica.zero_grad()
+    return replica

@@ -1,0 +1,120 @@
+"""Training made visible while it runs: a bar on a terminal, lines elsewhere, a progress artifact in Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any, Protocol
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from llm.metrics import append
+from llm.stages import Job
+
+POLL_SECONDS = 0.5
+LINE_EVERY_SECONDS = 10.0  # between two lines where there is no terminal
+ARTIFACT_EVERY_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def followed(job: Job, work: Path, steps: int) -> Iterator[None]:
+    """Follow `work/metrics.jsonl`, which the training loop writes, while the block runs."""
+    stop = threading.Event()
+    thread = threading.Thread(target=copy_context().run, args=(_follow, job, work / "metrics.jsonl", steps, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(job: Job, path: Path, steps: int, stop: threading.Event) -> None:
+    """Hand every new record to the screen, to Prefect and to the run's metrics."""
+    position = path.stat().st_size if path.is_file() else 0
+    with _display(job.node, steps) as display:
+        artifact = _Artifact(job, steps)
+        ended = False
+        while not ended:
+            ended = stop.wait(POLL_SECONDS)
+            records, position = _read(path, position)
+            for record in records:
+                append(Path(job.run) / "metrics.jsonl", {"node": job.node, **record})
+            if records:
+                display.show(records[-1])
+                artifact.show(records[-1], last=ended)
+
+
+def _read(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
+    """Records that are complete beyond a position, and the position behind them."""
+    if not path.is_file():
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        lines = file.read().split(b"\n")
+    whole = lines[:-1]
+    return [json.loads(line) for line in whole], position + sum(len(line) + 1 for line in whole)
+
+
+class Display(Protocol):
+    """Where a person reads progress."""
+
+    def show(self, record: dict[str, Any]) -> None: ...
+
+
+@contextlib.contextmanager
+def _display(name: str, steps: int) -> Iterator[Display]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(name)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[facts]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        yield _Bar(progress, name, steps)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, name: str, steps: int) -> None:
+        self.progress, self.bar = progress, progress.add_task(name, total=steps, facts="starting workers")
+
+    def show(self, record: dict[str, Any]) -> None:
+        self.progress.update(self.bar, completed=record["step"], facts=_facts(record))
+
+
+class _Lines:
+    def __init__(self, name: str) -> None:
+        self.name, self.due = name, 0.0
+
+    def show(self, record: dict[str, Any]) -> None:
+        if record["seconds"] >= self.due or record["step"] == record["steps"]:
+            self.due = record["seconds"] + LINE_EVERY_SECONDS
+            print(f"{self.name}  step {record['step']}/{record['steps']}  {_facts(record)}", flush=True)
+
+
+def _facts(record: dict[str, Any]) -> str:
+    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
+
+
+class _Artifact:
+    """The progress artifact of the task that runs."""
+
+    def __init__(self, job: Job, steps: int) -> None:
+        self.steps, self.due = steps, 0.0
+        description = f"steps of {job.node}"
+        self.id = create_progress_artifact(progress=0.0, key=f"progress-{job.stage}", description=description)
+
+    def show(self, record: dict[str, Any], *, last: bool) -> None:
+        if last or record["seconds"] >= self.due:
+            self.due = record["seconds"] + ARTIFACT_EVERY_SECONDS
+            update_progress_artifact(self.id, progress=100.0 * record["step"] / self.steps, description=_facts(record))

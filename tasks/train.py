@@ -1,0 +1,59 @@
+"""Pretrain and fine-tune: the one place that chooses whether the loop runs in this process or on Ray workers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from llm.artifact import Store
+from llm.recipe import Recipe
+from llm.run import refs
+from llm.stages import Job
+from llm.train.config import TrainConfig
+from tasks.policy import policy, produce
+from tasks.progress import followed
+
+
+@task(**policy("pretrain"))
+def pretrain(job: Job) -> dict[str, str]:
+    """Train a decoder from random weights on the tokenized rows."""
+    recipe, rows = Recipe.model_validate(job.recipe), refs(job.parents)["tokenized"]
+    return produce(job, lambda out: _train(job, recipe, recipe.train, rows, out))
+
+
+@task(**policy("finetune"))
+def finetune(job: Job) -> dict[str, str]:
+    """Train the base model on conversations, with the loss on answers only."""
+    from llm.data.chat import build as build_chat
+
+    recipe, parents = Recipe.model_validate(job.recipe), refs(job.parents)
+
+    def build(out: Path) -> dict[str, Any]:
+        chat = out / "chat"
+        chat.mkdir()
+        pairs = build_chat(parents["deduped"], parents["tokenized"], chat, recipe.finetune.chat)
+        return {"pairs": pairs, **_train(job, recipe, recipe.finetune.train, chat, out, initial=parents["trained"])}
+
+    return produce(job, build)
+
+
+def _train(job: Job, recipe: Recipe, config: TrainConfig, rows: Path, out: Path, initial: Path | None = None) -> dict[str, Any]:
+    """Train in the key's work folder, where the checkpoints of a killed attempt wait, and hand over the result."""
+    from llm.train.loop import TrainJob, train
+
+    work = Store(Path(job.store)).work(job.stage, job.key)
+    training = TrainJob(rows=rows, model=recipe.model, train=config, seed=recipe.seed, work=work, initial=initial)
+    with followed(job, work, config.steps):
+        if recipe.cluster.in_process:
+            train(training)
+        else:
+            from llm.cluster.connect import connected
+            from llm.cluster.workers import run
+
+            with connected(recipe.cluster, Path(job.store)):
+                run(training, recipe.cluster, work / "ray", job.stage)
+    shutil.copytree(work / "final", out, dirs_exist_ok=True)
+    return {}

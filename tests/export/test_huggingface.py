@@ -1,0 +1,90 @@
+"""The Hugging Face folder against transformers, and back into our own decoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors import safe_open
+
+from llm.errors import ArtifactError
+from llm.export import huggingface
+from llm.model.decoder import Decoder, count_parameters
+
+
+def the_logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(ids)[0]
+
+
+def test_transformers_computes_the_same_logits(exported: Any) -> None:
+    theirs = transformers.LlamaForCausalLM.from_pretrained(exported.folder / "huggingface")
+    ids = torch.randint(0, 700, (3, 60), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits, the_logits(exported.model, ids), atol=1e-4, rtol=0)
+    assert theirs.generation_config.eos_token_id == [2, exported.tokenizer.end]
+
+
+def test_a_tied_head_is_stored_once(exported: Any) -> None:
+    with safe_open(exported.folder / "huggingface" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        names = list(file.keys())
+        assert "lm_head.weight" not in names
+        assert sum(file.get_tensor(name).numel() for name in names) == count_parameters(exported.model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_reading_gives_back_the_model(exported: Any, tmp_path: Path, tied: bool) -> None:
+    config = exported.model.config.model_copy(update={"tied_embeddings": tied})
+    model = Decoder(config, 700).eval()
+    huggingface.write(model, exported.tokenized / "tokenizer.model", tmp_path, card={"name": "x"})
+    back = huggingface.read(tmp_path)
+    assert back.config == config
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.state_dict().values(), back.state_dict().values(), strict=True))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits, the_logits(back, ids), atol=1e-4, rtol=0)
+
+
+def test_the_card_has_metadata_that_parses_and_facts(exported: Any) -> None:
+    text = (exported.folder / "huggingface" / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
+        "tags": ["trainyard"],
+    }
+    assert "# sample" in body
+    assert "| bits \\| byte | 1.5 |" in body
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_without_a_file_is_named(exported: Any, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(exported.folder / "huggingface", tmp_path / "copy")
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        huggingface.read(folder)
+
+
+def test_another_architecture_is_refused(exported: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported.folder / "huggingface", tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["GPT2LMHeadModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=r"unknown architecture.*GPT2LMHeadModel"):
+        huggingface.read(folder)
+
+
+def test_weights_of_another_size_are_refused(exported: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported.folder / "huggingface", tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="weights don't fit"):
+        huggingface.read(folder)

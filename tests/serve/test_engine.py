@@ -1,0 +1,82 @@
+"""Sampling against its definition, and folders that must not be served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm.errors import ArtifactError
+from llm.serve.engine import Engine, Sampling, sample, score
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
+
+
+def shares(sampling: Sampling) -> list[float]:
+    rng = np.random.default_rng(0)
+    drawn = [sample(LOGITS, sampling, rng) for _ in range(4000)]
+    return [drawn.count(id) / len(drawn) for id in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(1), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(1, temperature=0), [0, 1, 0, 0]),
+        (Sampling(1, temperature=1e-6), [0, 1, 0, 0]),
+        (Sampling(1, temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
+        (Sampling(1, top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(1, top_p=0.41), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(1, top_p=1e-9), [0, 1, 0, 0]),
+    ],
+)
+def test_tokens_are_drawn_with_their_shares(sampling: Sampling, expected: list[float]) -> None:
+    assert shares(sampling) == pytest.approx(expected, abs=0.03)
+
+
+def test_scores_are_log_probabilities() -> None:
+    scored = score(LOGITS + 5, 2, top=2)
+    assert scored.logprob == pytest.approx(np.log(0.2), abs=1e-6)
+    assert scored.top == pytest.approx({1: np.log(0.4), 3: np.log(0.3)}, abs=1e-6)
+
+
+def test_both_the_artifact_and_its_onnx_folder_open(folder: Path, engine: Engine) -> None:
+    direct = Engine(folder / "onnx", model_id="small")
+    greedy = Sampling(20, temperature=0)
+    assert list(direct.generate([1, 50], greedy)) == list(engine.generate([1, 50], greedy))
+
+
+def test_a_prompt_scores_like_its_generation(engine: Engine) -> None:
+    """The same tokens, once written one by one with the cache and once read in one piece."""
+    written = [chunk.token for chunk in engine.generate([1, 50, 60], Sampling(12, temperature=0), top=1) if chunk.token]
+    read = engine.score_prompt([1, 50, 60, *(token.id for token in written)], top=1)
+    assert read[0].logprob is None
+    assert [token.logprob for token in read[3:]] == pytest.approx([token.logprob for token in written], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "config.json", "tokenizer.model"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_an_incomplete_folder_is_named(folder: Path, tmp_path: Path, name: str, damage: str) -> None:
+    copy = shutil.copytree(folder / "onnx", tmp_path / "onnx")
+    content = (copy / name).read_bytes()
+    (copy / name).unlink()
+    if damage == "cut":
+        (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match="run export again"):
+        Engine(copy, model_id="small")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no model to serve: .* has no model\.onnx; point to"):
+        Engine(tmp_path / "nowhere", model_id="small")
+
+
+def test_another_models_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder / "onnx", tmp_path / "onnx")
+    config = json.loads((copy / "config.json").read_text()) | {"vocab_size": 601}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="600 pieces, 601 embeddings"):
+        Engine(copy, model_id="small")
