@@ -44,11 +44,12 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
 @app.command
 def run(flow: Flow, *, recipe: str = "tiny", set: Set = None) -> None:
     """Run a flow here and now, from wherever an earlier run of the same recipe got to."""
-    from flows.services import prefect_api
+    from flows.services import join_ray, prefect_api
     from llm.plan import check
 
     overrides, store = _overrides(set), Store(home())
     check(load(recipe, overrides), store)
+    join_ray(store)
     with prefect_api(store):
         function = getattr(importlib.import_module(f"flows.{flow}"), flow)
         _say_errors_once()
@@ -164,9 +165,8 @@ def down() -> None:
 @app.command
 def serve(model: str = "champion", *, port: int = 8000, name: str = "") -> None:
     """Serve an ONNX model on 127.0.0.1. MODEL is a folder, or `champion` (of --name, by default the newest chat model)."""
-    from llm.serve.app import serve
-
     from llm.registry import champion_folder
+    from llm.serve.app import serve
 
     folder = champion_folder(Store(home()), name) if model == "champion" else Path(model)
     serve(folder, port=port)
@@ -178,7 +178,11 @@ def promote(name: str, version: int = 0, *, rollback: bool = False) -> None:
     from llm.registry import of_store
 
     registry = of_store(Store(home()))
-    chosen = registry.rollback(name) if rollback else registry.promote(name, version)
+    if rollback:
+        chosen = registry.rollback(name)
+    else:
+        with registry.deciding():
+            chosen = registry.promote(name, version)
     console.print(f"champion: {chosen.name} version {chosen.number}  {chosen.path}")
 
 

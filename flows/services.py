@@ -36,7 +36,6 @@ def environment(store: Store) -> dict[str, str]:
     wanted = QUIET | {
         "PREFECT_HOME": str(store.root / "prefect"),
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
     }
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
@@ -49,6 +48,7 @@ def prefect_api(store: Store) -> Iterator[str]:
     behind is taken over.
     """
     os.environ.update(environment(store))
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")  # the terminal has a line per stage instead
     ledger = Ledger(store)
     if url := os.environ.get("PREFECT_API_URL"):
         yield url
@@ -69,6 +69,15 @@ def prefect_api(store: Store) -> Iterator[str]:
             user.path.unlink(missing_ok=True)
             if server.role == "embedded-server" and not ledger.alive("user"):
                 server.stop()
+
+
+def join_ray(store: Store) -> None:
+    """Let this process use the Ray of `trainyard up`, where it is up and RAY_ADDRESS names no other."""
+    ray = _up(Ledger(store), "ray")
+    if ray and "RAY_ADDRESS" not in os.environ:
+        from llm.cluster.connect import token_environment
+
+        os.environ.update(token_environment(store.root) | {"RAY_ADDRESS": str(ray.facts["address"])})
 
 
 def _drain() -> None:
@@ -117,7 +126,9 @@ def start_all(store: Store, *, port: int, dashboard_port: int) -> Iterator[str]:
 
     Raises: DependencyError if one of them doesn't come up, naming its log.
     """
-    os.environ.update(environment(store))
+    from llm.cluster.connect import token_environment
+
+    os.environ.update(environment(store) | token_environment(store.root))
     ledger = Ledger(store)
     with store.lock("services"):
         server = _up(ledger, "prefect-server") or _start_server(ledger, port)
@@ -150,7 +161,7 @@ def _start_ray(ledger: Ledger, dashboard_port: int) -> Process:
     """A Ray head with its dashboard, on loopback, behind a token that only this user can read."""
     _refuse_taken(dashboard_port, "--dashboard-port")
     port = free_port()
-    variables = ray_environment(ledger.store.root)
+    url, address = f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{port}"
     command = [
         _command("ray"),
         "start",
@@ -163,9 +174,8 @@ def _start_ray(ledger: Ledger, dashboard_port: int) -> Process:
         str(port),
     ]
     command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-    variables |= {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
-    url, address = f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{port}"
-    ray = ledger.start("ray", command, variables, url=url, address=address)
+    tracking = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # without it the dashboard has no page for training
+    ray = ledger.start("ray", command, tracking, url=url, address=address)
     if not wait_until(lambda: listens(dashboard_port), ray, timeout_seconds=90):
         ray.stop()
         raise DependencyError("Ray did not start", value=address, remedy=f"read {ledger.log('ray')}")
@@ -183,7 +193,7 @@ def _start_worker(ledger: Ledger, ray: Process) -> Process:
         answer = subprocess.run([prefect, *arguments], cwd=here, capture_output=True, text=True, check=False)
         if answer.returncode:
             raise DependencyError("Prefect refused", value=f"{' '.join(arguments)}: {answer.stdout[-400:]}{answer.stderr[-400:]}")
-    variables = ray_environment(ledger.store.root) | {"RAY_ADDRESS": str(ray.facts["address"]), "TRAINYARD_HOME": str(ledger.store.root)}
+    variables = {"RAY_ADDRESS": str(ray.facts["address"]), "TRAINYARD_HOME": str(ledger.store.root), "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
     return ledger.start("prefect-worker", [prefect, "worker", "start", "--pool", POOL], variables)
 
 

@@ -33,7 +33,7 @@ class TrainyardError(Exception):
         message = self.fact if self.value is None else f"{self.fact}: {self.value}"
         return f"{message}; {self.remedy}" if self.remedy else message
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.fact, self.value, self.remedy)
 
 

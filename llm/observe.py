@@ -31,12 +31,10 @@ def champion(run: Run, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
     """Which champion a candidate would meet; what it met then, if the candidate has become the champion since."""
     from llm.registry import of_store
 
-    present = of_store(run.store).champion(model_name(run.recipe.name, node))
-    if present is None:
-        return {"champion": None}
-    if present.digest == parents["exported"].digest:
-        return dict(present.lineage["met"])
-    return {"champion": present.number, "restored": present.restored}
+    standing = of_store(run.store).standing(model_name(run.recipe.name, node))
+    if standing["digest"] == parents["exported"].digest:
+        return dict(standing["met"])
+    return {"champion": standing["version"], "generation": standing["generation"]}
 
 
 def model_name(recipe: str, node: str) -> str:

@@ -62,6 +62,8 @@ def _judge(
     """The decision and the champion's score on the candidate's documents."""
     if before and before.digest == version.digest:
         return Decision(True, "already the champion"), float(scores["bits_per_byte"])
+    if version.rolled_back:
+        return Decision(False, f"was rolled back; by hand: trainyard promote {version.name} {version.number}"), None
     champion = rescore(before, deduped, documents=scores["documents"]) if before else None
     return decide(scores["bits_per_byte"], champion, tolerance_bits_per_byte=config.tolerance_bits_per_byte), champion
 

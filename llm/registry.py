@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from llm.artifact import Store, canonical, named_errors
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 CHAMPION = "champion"
 REMEMBERED = 100  # champions that the history keeps; MLflow ends a model's tag at 5,000 characters
+QUIET_AND_QUICK = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own default takes four minutes
+}
 CHAMPIONS = "SELECT name FROM registered_model_aliases WHERE alias = ? ORDER BY name"
 MODEL_TAGS = "SELECT key, value FROM registered_model_tags WHERE name = ?"
 CHAMPION_TAGS = """
@@ -48,6 +54,7 @@ class Version:
     metrics: Mapping[str, float]
     lineage: Mapping[str, Any]
     met: Mapping[str, int | None]
+    rolled_back: bool = False  # somebody took it out of service: only by hand it comes back
 
     @classmethod
     def of(cls, name: str, number: int | str, tags: Mapping[str, str]) -> Version:
@@ -57,7 +64,7 @@ class Version:
             remedy = "delete it, and move its alias to a version that Trainyard registered"
             raise PromotionError(f"version {number} of {name} lacks tags", value=", ".join(missing), remedy=remedy)
         metrics, lineage, met = (json.loads(tags.get(key, "{}")) for key in ("metrics", "lineage", "met"))
-        return cls(name, int(number), Path(tags["export"]), tags["digest"], metrics, lineage, met)
+        return cls(name, int(number), Path(tags["export"]), tags["digest"], metrics, lineage, met, tags.get("rolled_back") == "true")
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,7 @@ class Registry:
         met = {"champion": before.number if before else None, "generation": history.generation}
         with self._named_failures():
             self._client.set_model_version_tag(name, str(number), "met", canonical(met))
+            self._client.set_model_version_tag(name, str(number), "rolled_back", "false")
         self._note(name, History((*history.until(met["champion"]), number)[-REMEMBERED:], history.generation + 1))
         return self._crown(name, number)
 
@@ -207,11 +215,13 @@ class Registry:
         """
         with self.deciding():
             champion, history = self._look(name)
-            *earlier, _ = history.until(champion.number if champion else None) or (0,)
-            if not earlier:
+            earlier = history.until(champion.number)[:-1] if champion else ()
+            if champion is None or not earlier:
                 raise PromotionError("no earlier champion to go back to", value=name, remedy="promote another version first")
+            with self._named_failures():
+                self._client.set_model_version_tag(name, str(champion.number), "rolled_back", "true")
             version = self._crown(name, earlier[-1])
-            self._note(name, History(tuple(earlier), history.generation + 1))
+            self._note(name, History(earlier, history.generation + 1))
             return version
 
     def _note(self, name: str, history: History) -> None:
@@ -243,7 +253,7 @@ class Registry:
             yield
         except MlflowException as error:
             remedy = "check MLFLOW_TRACKING_URI and that the service answers"
-            raise DependencyError("the model registry failed", value=f"{self.uri} ({error})", remedy=remedy) from error
+            raise DependencyError("the model registry failed", value=f"{self.uri} ({shorten(str(error), 200)})", remedy=remedy) from error
 
 
 def of_store(store: Store) -> Registry:
@@ -276,8 +286,9 @@ def _database(uri: str) -> Path:
 
 
 def _connect(uri: str) -> MlflowClient:
-    """A client that neither reports usage nor logs every table that it makes. The import is late: it takes seconds."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    """A client that keeps quiet and gives up on a dead server within seconds. The import is late: it takes seconds too."""
+    for setting, value in QUIET_AND_QUICK.items():
+        os.environ.setdefault(setting, value)
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
@@ -74,10 +74,12 @@ def execute(run: Run, task: Task[..., Any], group: str) -> Artifact:
     node, begin = f"{group}.{task.name}", time.monotonic()
     job = run.job(node)
     held = run.store.find(job.stage, job.key)
-    ref = Ref(**task.with_options(refresh_cache=held is None, result_storage=run.store.root / "prefect" / "results")(job))
+    options = {"refresh_cache": held is None, "result_storage": run.store.root / "prefect" / "results"}
+    ref = Ref(**cast(dict[str, str], task.with_options(**options)(job)))
     artifact = held or run.store.find(ref.stage, ref.key)
     assert artifact is not None, ref
     state, seconds = "cached" if held else "computed", time.monotonic() - begin
     run.record(node, artifact, state=state, seconds=seconds)
+    get_run_logger().info("%s %s in %.1f s: %s", node, state, seconds, artifact.path)
     print(f"{node:15} {state:8} {seconds:7.1f} s  {ref.stage}/{ref.key}", flush=True)
     return artifact

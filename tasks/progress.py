@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.console import Console
@@ -40,15 +41,16 @@ def _follow(job: Job, path: Path, steps: int, stop: threading.Event) -> None:
     position = path.stat().st_size if path.is_file() else 0
     with _display(job.node, steps) as display:
         artifact = _Artifact(job, steps)
-        ended = False
+        last, ended = None, False
         while not ended:
             ended = stop.wait(POLL_SECONDS)
             records, position = _read(path, position)
             for record in records:
                 append(Path(job.run) / "metrics.jsonl", {"node": job.node, **record})
-            if records:
-                display.show(records[-1])
-                artifact.show(records[-1], last=ended)
+                last = record
+            if last and (records or ended):
+                display.show(last)
+                artifact.show(last, last=ended)
 
 
 def _read(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
@@ -112,7 +114,7 @@ class _Artifact:
     def __init__(self, job: Job, steps: int) -> None:
         self.steps, self.due = steps, 0.0
         description = f"steps of {job.node}"
-        self.id = create_progress_artifact(progress=0.0, key=f"progress-{job.stage}", description=description)
+        self.id = cast(UUID, create_progress_artifact(progress=0.0, key=f"progress-{job.stage}", description=description))
 
     def show(self, record: dict[str, Any], *, last: bool) -> None:
         if last or record["seconds"] >= self.due:

@@ -37,7 +37,7 @@ def promote(job: Job) -> dict[str, str]:
     from llm.promote import promote
 
     config, exported = Recipe.model_validate(job.recipe).promote, job.parents["exported"]
-    lineage = {"met": job.ingredients["observed"], "run": Path(job.run).name, "export": exported.key}
+    lineage = {"run": Path(job.run).name, "export": exported.key}
 
     def build(out: Path) -> dict[str, Any]:
         name, registry = model_name(job.recipe["name"], job.node), of_store(Store(Path(job.store)))

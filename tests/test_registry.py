@@ -179,6 +179,11 @@ def test_what_mlflow_refuses_is_a_dependency_error(registry: Registry) -> None:
         registry.promote(NAME, 99)
 
 
+def test_a_dead_server_is_a_dependency_error(tmp_path: Path) -> None:
+    with pytest.raises(DependencyError, match=r"the model registry failed: http://127\.0\.0\.1:9 .*; check MLFLOW_TRACKING_URI"):
+        Registry("http://127.0.0.1:9").champion(NAME)
+
+
 def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", lock=tmp_path / "file" / "locks" / "registry")

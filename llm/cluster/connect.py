@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,58 +21,82 @@ OBJECT_STORE_BYTES = 128 * 2**20  # nothing large travels through Ray: workers r
 
 
 @contextlib.contextmanager
-def connected(cluster: ClusterConfig, home: Path, address: str | None = None) -> Iterator[None]:
-    """Be connected to Ray inside the block: to `address`, else to RAY_ADDRESS, else to a cluster started here.
+def connected(cluster: ClusterConfig, home: Path) -> Iterator[None]:
+    """Be connected to Ray inside the block: to the cluster at RAY_ADDRESS, else to one that is started here.
 
     A cluster that is started here listens on the loopback interface only, asks for a token, sends no usage data,
     and ends with the block. A connection that already exists is used and left open.
 
-    Raises: CapacityError if no cluster answers at the address.
+    Raises: CapacityError if nothing answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
     with own_signal_handlers():
-        _connect(cluster, home, address or os.environ.get("RAY_ADDRESS"))
+        if address:
+            join(address)
+        else:
+            start(cluster, home)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _connect(cluster: ClusterConfig, home: Path, address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise CapacityError("no Ray cluster answers", value=address, remedy="start it, or unset RAY_ADDRESS") from error
-        return
-    _ask_for_token(home)
+def join(address: str) -> None:
+    """Connect to a running cluster.
+
+    Raises: CapacityError if nothing answers there.
+    """
+    if not reachable(address):
+        raise CapacityError("no Ray cluster answers", value=address, remedy="start it, or unset RAY_ADDRESS")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def start(cluster: ClusterConfig, home: Path) -> None:
+    """Start a cluster of this machine with room for all workers, and connect to it."""
+    os.environ.update(token_environment(home))
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, cluster.workers * cluster.cpus_per_worker),
         include_dashboard=cluster.dashboard,
         dashboard_host="127.0.0.1",
         object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
 
 
-def _ask_for_token(home: Path) -> None:
-    """Let only holders of a token talk to the cluster; the token lies under `home`, readable by its owner only.
+def reachable(address: str, timeout_seconds: float = 5.0) -> bool:
+    """Whether something listens at `host:port` or `ray://host:port`."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout_seconds).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
-    Ray asks for one by default, but would write it where everybody on the machine may read it.
+
+def token_environment(home: Path) -> dict[str, str]:
+    """Variables by which only holders of a token may talk to a cluster; it lies under `home`, for its owner's eyes.
+
+    Ray asks for a token by default, but would write it where everybody on the machine may read it. One that the
+    user set stays.
     """
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        return
+        return {}
     path = home.absolute() / "ray-token"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    if not path.exists():
+        whole = path.with_name(f".ray-token-{secrets.token_hex(4)}")
+        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another run of this store was first: its token holds
+            path.hardlink_to(whole)
+        whole.unlink()
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 
 @contextlib.contextmanager

@@ -53,18 +53,16 @@ def build(deduped: Path, tokenized: Path, out: Path, config: ChatConfig) -> dict
 
 
 def shuffled(conversations: Sequence[Conversation], tokenizer: Tokenizer, row_tokens: int) -> list[Conversation]:
-    """The same answers, each after another conversation's question: a model that ignores questions finds them no harder.
+    """The same answers, each after the next conversation's question: a model that ignores questions finds them no harder.
 
-    In order of kind and length every question moves on by one place, so that neither tells; where a longer question
-    would push the answer out of the row, its end is cut.
+    Where the borrowed question would push the answer out of the row, its end is cut.
 
     Raises: DataError if there is only one conversation.
     """
     if len(conversations) < 2:
         raise DataError("questions can't be shuffled", value=f"{len(conversations)} conversation", remedy="raise finetune.chat.test_share")
-    ordered = sorted(conversations, key=lambda each: (each.kind, -len(each.turns[0].content), each.id))
-    donors = [*ordered[1:], ordered[0]]
-    return [_ask(each, donor.turns[0].content, tokenizer, row_tokens) for each, donor in zip(ordered, donors, strict=True)]
+    donors = [*conversations[1:], conversations[0]]
+    return [_ask(each, donor.turns[0].content, tokenizer, row_tokens) for each, donor in zip(conversations, donors, strict=True)]
 
 
 def _ask(conversation: Conversation, question: str, tokenizer: Tokenizer, row_tokens: int) -> Conversation:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.artifact import write_json
-from llm.data.config import CollectConfig, FilesSource, HuggingFaceSource, InstalledSource
+from llm.data.config import CollectConfig, FilesSource, HuggingFaceSource, InstalledSource, Source
 from llm.data.document import Books, Document, Quarantined, write_json_lines, write_shards
 from llm.data.sources import files, huggingface, installed
 from llm.errors import DataError
@@ -28,7 +28,7 @@ def collect(config: CollectConfig, out: Path) -> dict[str, Any]:
     write_json_lines(out / "quarantine.jsonl", ({"id": each.id, "reason": each.reason} for each in quarantined))
     books.check()
     write_json(out / "books.json", books.to_dict())
-    _refuse_dirt(config, books)
+    _refuse_dirt(config, books, quarantined)
     return books.to_dict()
 
 
@@ -66,22 +66,19 @@ def _defect(text: str) -> str:
     return "lone_surrogate" if any("\ud800" <= character <= "\udfff" for character in set(text)) else ""
 
 
-def _refuse_dirt(config: CollectConfig, books: Books) -> None:
-    unreadable = books.quarantined.total()
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(books.quarantined.items()))
-    if not books.read:
-        raise DataError("the corpus is empty", value="0 documents found", remedy="set collect.sources to where the text is")
-    if unreadable > config.max_quarantined_share * books.read:
+def _refuse_dirt(config: CollectConfig, books: Books, quarantined: list[Quarantined]) -> None:
+    if len(quarantined) > config.max_quarantined_share * books.read:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(books.quarantined.items()))
         raise DataError(
             "too much can't be read",
-            value=f"{unreadable} of {books.read} ({reasons})",
-            remedy="repair the files listed above, or raise collect.max_quarantined_share",
+            value=f"{len(quarantined)} of {books.read} ({reasons}), first {quarantined[0].id}",
+            remedy="repair these, or raise collect.max_quarantined_share",
         )
     if not books.kept:
-        raise DataError("the corpus is empty", value=f"0 of {books.read} readable ({reasons})", remedy="repair the files")
+        raise DataError("the corpus is empty", value=f"0 of {books.read} readable", remedy="set collect.sources to where the text is")
 
 
-def _snapshot(source: FilesSource | HuggingFaceSource | InstalledSource) -> dict[str, Any]:
+def _snapshot(source: Source) -> dict[str, Any]:
     match source:
         case FilesSource():
             return files.snapshot(source)
@@ -91,7 +88,7 @@ def _snapshot(source: FilesSource | HuggingFaceSource | InstalledSource) -> dict
             return installed.snapshot(source)
 
 
-def _read(source: FilesSource | HuggingFaceSource | InstalledSource) -> Iterator[Document | Quarantined]:
+def _read(source: Source) -> Iterator[Document | Quarantined]:
     match source:
         case FilesSource():
             return files.read(source)

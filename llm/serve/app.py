@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,22 +41,20 @@ def serve(folder: Path, *, port: int = 8000, model_id: str = "trainyard", max_co
 
     Raises: ArtifactError if the folder can't be served; CapacityError if the port is taken.
     """
+    _check_port(port)
     app = create_app(Engine(folder, model_id=model_id, threads=threads), max_concurrent=max_concurrent)
-    with closing(_listen(port)) as listener:
-        uvicorn.Server(uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=5)).run(sockets=[listener])
+    uvicorn.run(app, host=HOST, port=port, log_level="info", timeout_graceful_shutdown=5)
 
 
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError as error:
-        listener.close()
-        raise CapacityError(
-            "the port can't be opened", value=f"{HOST}:{port} ({error.strerror})", remedy="choose another with --port"
-        ) from error
-    return listener
+def _check_port(port: int) -> None:
+    """Learn that the port is taken before a large model is loaded, and in our own words."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            value = f"{HOST}:{port} ({error.strerror})"
+            raise CapacityError("the port can't be opened", value=value, remedy="choose another with --port") from error
 
 
 def create_app(engine: Engine, *, max_concurrent: int = 4, max_body_bytes: int = 1_000_000) -> FastAPI:

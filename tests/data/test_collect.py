@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_too_much_that_cannot_be_read_stops_the_stage(tmp_path: Path) -> None:
         (folder / f"{number}.txt").write_text("text")
     (folder / "bad.txt").write_bytes(b"\xff")
     assert len(gathered(tmp_path / "enough", FilesSource(path=str(folder)), allowed=0.1)[0]) == 9
-    with pytest.raises(DataError, match=r"1 of 10 \(undecodable 1\).*collect\.max_quarantined_share"):
+    with pytest.raises(DataError, match=r"1 of 10 \(undecodable 1\), first files:corpus/bad\.txt.*collect\.max_quarantined_share"):
         gathered(tmp_path / "too_much", FilesSource(path=str(folder)), allowed=0.09)
 
 
@@ -194,6 +195,17 @@ def test_a_hub_data_set_must_be_pinned(revision: str | None) -> None:
         HuggingFaceSource(path="owner/name", revision=revision)
     pinned = HuggingFaceSource(path="owner/name", revision="0123456789" * 4)
     assert snapshot(CollectConfig(sources=(pinned,)))["sources"][0]["revision"] == "0123456789" * 4
+
+
+def test_a_hub_out_of_reach_is_an_error_that_time_may_heal() -> None:
+    attempt = (
+        "from llm.data.config import HuggingFaceSource\nfrom llm.data.sources.huggingface import read\nfrom llm.errors import SourceError\n"
+        "try: next(read(HuggingFaceSource(path='owner/name', revision='0' * 40)))\n"
+        "except SourceError as error: print(error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    answer = subprocess.run([sys.executable, "-c", attempt], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith("the hub can't be reached: owner/name")
 
 
 def test_installed_text_is_representative_and_knows_no_machine(tmp_path: Path) -> None:

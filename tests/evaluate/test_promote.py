@@ -111,14 +111,19 @@ def test_the_champion_itself_is_a_no_op(yard: Yard) -> None:
     assert yard.registry.standing(NAME) == before
 
 
-def test_a_candidate_that_was_rolled_back_is_decided_anew(yard: Yard) -> None:
+def test_a_candidate_that_was_rolled_back_comes_back_only_by_hand(yard: Yard) -> None:
     worse, better = by_quality(yard, 2)
     yard.promote(*worse)
     yard.promote(*better)
     met = yard.registry.standing(NAME)["met"]
     assert yard.registry.rollback(NAME).number == 1
     assert yard.registry.standing(NAME)["generation"] != met["generation"]
-    assert yard.promote(*better)["champion"]
+    again = yard.promote(*better)
+    assert (again["champion"], again["version"]) == (False, 2)
+    assert "was rolled back; by hand: trainyard promote" in again["reason"]
+    with yard.registry.deciding():
+        yard.registry.promote(NAME, 2)
+    assert yard.promote(*better)["reason"] == "already the champion"
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,10 +50,16 @@ def test_any_cut_gives_the_text_before_the_stop_string(text: str, stop: str, cut
     assert "".join(fed(TextStream((stop,)), pieces)) == text.split(stop)[0]
 
 
+def one_mark(text: str) -> str:
+    """How many marks a broken character leaves is each decoder's choice."""
+    return re.sub("\ufffd+", "\ufffd", text)
+
+
 @given(ids=st.lists(st.integers(0, 599), max_size=30))
 def test_ids_say_what_sentencepiece_says(engine: Engine, ids: list[int]) -> None:
     ids = [id for id in ids if engine.pieces[id] is not None]
-    assert "".join(fed(TextStream(()), [engine.pieces[id] or b"" for id in ids])) == engine.tokenizer.decode(ids)
+    shown = "".join(fed(TextStream(()), [engine.pieces[id] or b"" for id in ids]))
+    assert one_mark(shown) == one_mark(engine.tokenizer.decode(ids))
 
 
 def test_control_ids_are_silent(engine: Engine) -> None:
