@@ -164,12 +164,15 @@ def down() -> None:
 
 @app.command
 def serve(model: str = "champion", *, port: int = 8000, name: str = "") -> None:
-    """Serve an ONNX model on 127.0.0.1. MODEL is a folder, or `champion` (of --name, by default the newest chat model)."""
-    from llm.registry import champion_folder
+    """Serve an ONNX model on 127.0.0.1. MODEL is a folder, or `champion` (the one of --name, else of the newest chat model)."""
+    from llm.registry import champion_to_serve
     from llm.serve.app import serve
 
-    folder = champion_folder(Store(home()), name) if model == "champion" else Path(model)
-    serve(folder, port=port)
+    if model != "champion":
+        serve(Path(model), port=port, model_id=name or "trainyard")
+        return
+    champion = champion_to_serve(Store(home()), name)
+    serve(champion.path, port=port, model_id=champion.name)
 
 
 @app.command

@@ -267,8 +267,8 @@ def champions(store: Store) -> list[Version]:
     return of_store(store).champions()
 
 
-def champion_folder(store: Store, name: str = "") -> Path:
-    """The export of a champion: the one named, or else of the newest chat model, or else of the newest model.
+def champion_to_serve(store: Store, name: str = "") -> Version:
+    """The champion of this name, or else of the newest chat model, or else of the newest model.
 
     Raises: PromotionError if there is none, or its files are gone.
     """
@@ -278,7 +278,7 @@ def champion_folder(store: Store, name: str = "") -> Path:
     here = [champion for champion in found if champion.path.is_dir()]
     if not here:
         raise PromotionError("champion's files are gone", value=found[0].path, remedy="run the same recipe again")
-    return max(here, key=lambda champion: (champion.name.endswith("-chat"), champion.path.stat().st_mtime_ns)).path
+    return max(here, key=lambda champion: (champion.name.endswith("-chat"), champion.path.stat().st_mtime_ns))
 
 
 def _database(uri: str) -> Path:

@@ -74,8 +74,9 @@ def execute(run: Run, task: Task[..., Any], group: str) -> Artifact:
     node, begin = f"{group}.{task.name}", time.monotonic()
     job = run.job(node)
     held = run.store.find(job.stage, job.key)
-    options = {"refresh_cache": held is None, "result_storage": run.store.root / "prefect" / "results"}
-    ref = Ref(**cast(dict[str, str], task.with_options(**options)(job)))
+    results = run.store.root / "prefect" / "results"
+    answer = task.with_options(refresh_cache=held is None, result_storage=results)(job)
+    ref = Ref(**cast(dict[str, str], answer))
     artifact = held or run.store.find(ref.stage, ref.key)
     assert artifact is not None, ref
     state, seconds = "cached" if held else "computed", time.monotonic() - begin

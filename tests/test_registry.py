@@ -13,7 +13,7 @@ import pytest
 
 from llm.artifact import Store
 from llm.errors import ArtifactError, DependencyError, PromotionError
-from llm.registry import History, Registry, Version, champion_folder, champions, of_store
+from llm.registry import History, Registry, Version, champion_to_serve, champions, of_store
 
 NAME = "tiny-base"
 
@@ -201,17 +201,17 @@ def test_the_registry_of_a_store_is_inside_it_unless_an_address_is_given(tmp_pat
 def test_the_folder_to_serve_is_the_newest_chat_champion(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
     with pytest.raises(PromotionError, match="no champion: in this registry; run `trainyard run lifecycle` first"):
-        champion_folder(Store(tmp_path))
+        champion_to_serve(Store(tmp_path))
     for name in ("tiny-chat", "tiny-base"):
         (tmp_path / name).mkdir()
         registry.add_candidate(name, tmp_path / name, digest=name, metrics={}, lineage={})
         registry.promote(name, 1)
     assert [champion.name for champion in champions(Store(tmp_path))] == ["tiny-base", "tiny-chat"]
-    assert champion_folder(Store(tmp_path)) == tmp_path / "tiny-chat"
-    assert champion_folder(Store(tmp_path), "tiny-base") == tmp_path / "tiny-base"
+    assert champion_to_serve(Store(tmp_path)).path == tmp_path / "tiny-chat"
+    assert champion_to_serve(Store(tmp_path), "tiny-base").path == tmp_path / "tiny-base"
     (tmp_path / "tiny-base").rmdir()
     with pytest.raises(PromotionError, match="champion's files are gone"):
-        champion_folder(Store(tmp_path), "tiny-base")
+        champion_to_serve(Store(tmp_path), "tiny-base")
 
 
 def increment(lock: Path, counter: Path, times: int) -> None:

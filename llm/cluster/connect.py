@@ -64,6 +64,7 @@ def start(cluster: ClusterConfig, home: Path) -> None:
         include_dashboard=cluster.dashboard,
         dashboard_host="127.0.0.1",
         object_store_memory=OBJECT_STORE_BYTES,
+        _system_config={"prestart_worker_first_driver": False},  # idle processes that no training worker can use
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
@@ -83,7 +84,7 @@ def token_environment(home: Path) -> dict[str, str]:
     """Variables by which only holders of a token may talk to a cluster; it lies under `home`, for its owner's eyes.
 
     Ray asks for a token by default, but would write it where everybody on the machine may read it. One that the
-    user set stays.
+    user set stays. RAY_AUTH_MODE is left alone: set after Ray was imported, the two sides of the connection disagree.
     """
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return {}
@@ -96,7 +97,7 @@ def token_environment(home: Path) -> dict[str, str]:
         with contextlib.suppress(FileExistsError):  # another run of this store was first: its token holds
             path.hardlink_to(whole)
         whole.unlink()
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+    return {"RAY_AUTH_TOKEN_PATH": str(path)}
 
 
 @contextlib.contextmanager

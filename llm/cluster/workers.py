@@ -39,7 +39,13 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
 
     Raises: CapacityError if the cluster can't place the workers, or loses them too often; what `train` raises.
     """
-    job = replace(job, rows=job.rows.absolute(), work=job.work.absolute(), device="cuda" if wants_gpu(cluster) else "cpu")
+    job = replace(
+        job,
+        rows=job.rows.absolute(),
+        work=job.work.absolute(),
+        initial=job.initial and job.initial.absolute(),
+        device="cuda" if wants_gpu(cluster) else "cpu",
+    )
     shutil.rmtree(storage / name, ignore_errors=True)
     job.work.mkdir(parents=True, exist_ok=True)
     mark = secrets.token_hex(8)
@@ -64,6 +70,8 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
             trainer.fit()
     except TrainingFailedError as error:
         raise translate(error, cluster) from error
+    except SystemExit as exit:  # Ray's answer to Ctrl-C: it stops the workers, then would end this process as if all were well
+        raise KeyboardInterrupt from exit
 
 
 def work(config: dict[str, Any]) -> None:
@@ -139,7 +147,10 @@ def resources(cluster: ClusterConfig, device: str) -> dict[str, float]:
 
 
 def ray_settings(cluster: ClusterConfig) -> dict[str, str]:
-    """Ray Train's switches, which it reads from the environment: finite waits, quick polls, no change of directory."""
+    """Ray Train's switches, which it reads from the environment: finite waits, quick polls, no change of directory.
+
+    A cluster of this machine is never preempted, so nothing watches for it there.
+    """
     return {
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(cluster.poll_seconds),
@@ -147,4 +158,5 @@ def ray_settings(cluster: ClusterConfig) -> dict[str, str]:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.start_timeout_seconds),
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(cluster.collective_timeout_seconds),
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if "RAY_ADDRESS" in os.environ else "0",
     }

@@ -36,5 +36,5 @@ class ModelConfig(Section):
                 f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}; set model.num_kv_heads to a divisor"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head width {self.head_dim} is odd, which RoPE can't rotate; set model.width to an even multiple of num_heads")
+            raise ValueError(f"head width {self.head_dim} is odd, which RoPE can't rotate; set model.width to an even multiple of heads")
         return self

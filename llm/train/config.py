@@ -81,9 +81,16 @@ class ClusterConfig(Section):
     cpus_per_worker: int = Field(default=1, ge=1, description="cores that Ray reserves for a worker")
     threads_per_worker: int = Field(default=1, ge=1, description="threads that torch uses in a worker")
     dashboard: bool = Field(default=False, description="of a Ray that is started for this run")
-    start_timeout_seconds: int = Field(default=120, ge=1, description="longest wait for Ray and for a worker group")
+    start_timeout_seconds: int = Field(default=120, ge=1, description="longest wait for a worker group")
     collective_timeout_seconds: int = Field(default=600, ge=1, description="longest wait of a worker for the others")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often Ray looks after its workers")
+
+    @property
+    def device(self) -> Literal["auto", "cpu", "cuda"]:
+        """Where a worker computes, in the words of TrainJob."""
+        if self.use_gpu == "auto":
+            return "auto"
+        return "cuda" if self.use_gpu else "cpu"
 
     @model_validator(mode="after")
     def _one_worker_in_process(self) -> ClusterConfig:

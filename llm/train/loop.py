@@ -13,7 +13,6 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +131,8 @@ class Attempt:
         (counted,) = self.world.sum((targets_BT != objective.IGNORED).sum())
         if not counted:
             raise DataError("a batch has no target that counts", value=self.job.rows, remedy="set train.global_batch_size higher")
-        micro_batches = list(self.split(tokens_BT, targets_BT))
+        size = self.job.train.micro_batch_size
+        micro_batches = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
         total = 0.0
         for number, (tokens, targets) in enumerate(micro_batches, start=1):
             with self.synchronised(last=number == len(micro_batches)):
@@ -156,22 +156,20 @@ class Attempt:
         inputs, targets = rows.batch(indices)
         return torch.from_numpy(inputs).to(self.world.device), torch.from_numpy(targets).to(self.world.device)
 
-    def split(self, tokens_BT: Tensor, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.job.train.micro_batch_size
-        return zip(tokens_BT.split(size), targets_BT.split(size), strict=True)
-
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss over the first `validation_rows` rows of the validation split; nothing if there is none."""
-        rows = np.arange(min(self.job.train.validation_rows, len(self.validation)))
-        if not len(rows):
-            return {}
-        tokens_BT, targets_BT = self.load(self.validation, self.world.part(rows))
+        """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
+        rows = self.world.part(np.arange(min(self.job.train.validation_rows, len(self.validation))))
+        size = self.job.train.micro_batch_size
+        nats, counted = 0.0, 0
         self.model.eval()
-        nats = sum(self.nats(self.model, *micro_batch).item() for micro_batch in self.split(tokens_BT, targets_BT))
+        for start in range(0, len(rows), size):
+            tokens_BT, targets_BT = self.load(self.validation, rows[start : start + size])
+            nats += self.nats(self.model, tokens_BT, targets_BT).item()
+            counted += int((targets_BT != objective.IGNORED).sum())
         self.model.train()
-        total, counted = self.world.sum(nats, (targets_BT != objective.IGNORED).sum())
-        return {"validation_loss": total / counted}
+        total, targets = self.world.sum(nats, counted)
+        return {"validation_loss": total / targets} if targets else {}
 
     def report(self, record: dict[str, Any], *, seconds: float) -> None:
         """Append the step to `metrics.jsonl`, with the clock that must not enter the history."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ class World:
 
     @classmethod
     def current(cls, device: str = "auto") -> World:
-        """The process group that whoever started this worker made, or a world of one.
+        """The process group and GPU that whoever started this worker chose, or a world of one.
 
         Raises: CapacityError if `device` is cuda and this worker sees no GPU.
         """
@@ -35,9 +34,8 @@ class World:
             raise CapacityError("no GPU is visible", value=f"CUDA of torch {torch.__version__}", remedy="set cluster.use_gpu to false")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        index = f":{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and torch.cuda.device_count() > 1 else ""
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        return cls(rank, size, torch.device(device + index))
+        return cls(rank, size, torch.device("cpu") if device == "cpu" else torch.device("cuda", torch.cuda.current_device()))
 
     def part(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """This worker's consecutive share of a batch; shares differ by one row at most."""

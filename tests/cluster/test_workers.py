@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ from llm.train.loop import TrainJob
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 ROW_TOKENS, VOCAB_SIZE = 64, 64
+PLAIN_WORKER = Path(__file__).parents[1] / "train" / "worker.py"
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +67,26 @@ def kill_a_worker_after(step: int, work: Path, killed: list[int]) -> None:
     killed.append(workers[-1].pid)
 
 
+def train_without_ray(job: TrainJob, folder: Path) -> None:
+    """The same job in two plain processes of a gloo group, never interrupted."""
+    facts = {"rows": str(job.rows), "work": str(job.work), "seed": job.seed, "stop_before": None}
+    facts |= {"model": job.model.model_dump(mode="json"), "train": job.train.model_dump(mode="json")}
+    (folder / "attempts.json").write_text(json.dumps([facts]))
+    processes = [subprocess.Popen([sys.executable, PLAIN_WORKER, folder, str(rank), "2"]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+
 def test_a_killed_worker_changes_no_bit(rows: Path, tmp_path: Path, two_workers: ClusterConfig) -> None:
     undisturbed, disturbed = make_job(rows, tmp_path / "undisturbed"), make_job(rows, tmp_path / "disturbed")
-    run(undisturbed, two_workers, tmp_path / "ray", "undisturbed")
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_after, args=(25, disturbed.work, killed), daemon=True)
     killer.start()
     run(disturbed, two_workers, tmp_path / "ray", "disturbed")
     assert killed
-    assert steps(undisturbed.work) == list(range(1, 61))
     assert len(steps(disturbed.work)) > 60, "the worker died too late to lose a step"
     assert steps(disturbed.work).count(5) == 1, "the run began again instead of continuing"
+    train_without_ray(undisturbed, tmp_path)
+    assert steps(undisturbed.work) == list(range(1, 61))
     for name in ("model.safetensors", "history.jsonl"):
         assert (disturbed.work / "final" / name).read_bytes() == (undisturbed.work / "final" / name).read_bytes()
 

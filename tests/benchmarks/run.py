@@ -1,0 +1,82 @@
+"""`make bench`: measured figures against peers and goals, in one run, as one table.
+
+    python tests/benchmarks/run.py        all
+    python tests/benchmarks/run.py R8     one
+
+Each benchmark is a file named after its id whose `measure()` yields rows. The table goes to the terminal and to README.md
+beside this file, the rows to results.json.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LIBRARIES = ("prefect", "ray", "torch", "trainyard")
+
+
+def main(only: str) -> None:
+    """Run every benchmark, or one, and write the table."""
+    rows = [
+        row | {"versions": versions()}
+        for path in sorted(HERE.glob("R*.py"))
+        if only in ("", path.stem.split("_")[0])
+        for row in measure(path)
+    ]
+    if not rows:
+        sys.exit(f"no benchmark {only}; have: {', '.join(sorted(path.stem for path in HERE.glob('R*.py')))}")
+    kept = [row for row in earlier() if row["id"] not in {row["id"] for row in rows}]
+    everything = sorted(kept + rows, key=lambda row: row["id"])
+    (HERE / "results.json").write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
+    (HERE / "README.md").write_text(page(everything))
+    print("\n".join(table(rows)))
+
+
+def measure(path: Path) -> Iterator[dict[str, Any]]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(module)
+    yield from module.measure()
+
+
+def earlier() -> list[dict[str, Any]]:
+    path = HERE / "results.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    found = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return {"python": platform.python_version(), "cores": str(os.cpu_count()), **found}
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as Markdown."""
+    lines = ["| id | metric | ours | peer | unit | ratio | goal | met | equal |", "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        peer = "–" if row["peer"] is None else f"{row['peer']} {row['peer_value']:.3g}"
+        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        cells = (row["id"], row["metric"], f"{row['ours']:.3g}", peer, row["unit"], ratio, row["goal"], row["met"], row["equal"])
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return lines
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    return (
+        "# Benchmarks\n\nThe last run of `make bench`. Ratios come from one run; bare times are of that machine only.\n\n"
+        + "\n".join(table(rows))
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "")
