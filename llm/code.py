@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
 import io
 import tokenize
 from pathlib import Path
+
+HOUSE = Path(__file__).parent.parent  # where `llm` lies
 
 # Modules that carry a stage but can't change its result. A config's resolved values are part of the key themselves.
 PLUMBING = ("llm.errors", "llm.metrics", "llm.report", "llm.config", "llm.artifact")
@@ -32,16 +33,18 @@ def code_digests(*entries: str) -> dict[str, str]:
 @functools.cache
 def _read(module: str) -> tuple[str, tuple[str, ...]]:
     """A module's digest, and the modules of `llm` that count and that it imports."""
-    source = _source(module).read_text(encoding="utf-8")
+    path = _source(module)
+    assert path is not None, module
+    source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     imported = tuple(name for name in _imports(tree) if counts(name))
     return hashlib.sha256(normalised(source).encode()).hexdigest()[:16], imported
 
 
-def _source(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    return Path(str(spec.origin))
+def _source(module: str) -> Path | None:
+    """The file of a module of `llm`, found without importing anything; None if there is none."""
+    place = HOUSE / module.replace(".", "/")
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
 def counts(name: str) -> bool:
@@ -56,17 +59,9 @@ def _imports(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names if alias.name.startswith("llm.")]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llm":
-            below = [f"{node.module}.{alias.name}" for alias in node.names]
-            modules = [name for name in below if importlib.util.find_spec(str(node.module)) and _is_module(name)]
+            modules = [f"{node.module}.{alias.name}" for alias in node.names if _source(f"{node.module}.{alias.name}")]
             names += modules or [str(node.module)]
     return names
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is a module, not a package
-        return False
 
 
 def normalised(source: str) -> str:

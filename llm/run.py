@@ -47,6 +47,7 @@ class Run:
         self.done[node] = artifact
         self.stages[node] = {"key": artifact.ref.key, "state": state, "seconds": round(seconds, 3), "path": str(artifact.path)}
         append(self.folder / "metrics.jsonl", {"node": node, "event": state, "key": artifact.ref.key, "seconds": round(seconds, 3)})
+        self.write_summary("running")
 
     def write_summary(self, state: str, error: str = "") -> dict[str, Any]:
         """Write summary.json: what the run has produced so far, for machines."""

@@ -96,11 +96,11 @@ class _Bar:
 
 class _Lines:
     def __init__(self, name: str) -> None:
-        self.name, self.due = name, 0.0
+        self.name, self.due, self.shown = name, 0.0, 0
 
     def show(self, record: dict[str, Any]) -> None:
-        if record["seconds"] >= self.due or record["step"] == record["steps"]:
-            self.due = record["seconds"] + LINE_EVERY_SECONDS
+        if record["step"] != self.shown and (record["seconds"] >= self.due or record["step"] == record["steps"]):
+            self.due, self.shown = record["seconds"] + LINE_EVERY_SECONDS, record["step"]
             print(f"{self.name}  step {record['step']}/{record['steps']}  {_facts(record)}", flush=True)
 
 

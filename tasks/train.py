@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,4 +57,11 @@ def _train(job: Job, recipe: Recipe, config: TrainConfig, rows: Path, out: Path,
             with connected(recipe.cluster, Path(job.store)):
                 run(training, recipe.cluster, work / "ray", job.stage)
     shutil.copytree(work / "final", out, dirs_exist_ok=True)
-    return {}
+    cost = json.loads((out / "log" / "cost.json").read_text())
+    elsewhere = {} if recipe.cluster.in_process else {"worker_cpu_seconds": sum(cost["worker_cpu_seconds"])}
+    return {
+        **elsewhere,
+        "workers": cost["workers"],
+        "device": cost["device"],
+        "gpu_seconds": cost["seconds"] * cost["workers"] * (cost["device"] == "cuda"),
+    }

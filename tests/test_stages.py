@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,3 +73,11 @@ def test_the_digest_is_of_the_file_that_python_imports() -> None:
     module = importlib.import_module("llm.data.clean")
     assert Path(str(module.__file__)).is_relative_to(Path(__file__).parent.parent)
     assert sys.modules["llm.data.clean"] is module
+
+
+def test_digests_are_read_and_nothing_is_imported() -> None:
+    """A cached run computes every digest; importing torch for that would double its time."""
+    code = (
+        "import sys; from llm.code import code_digests; code_digests('llm.train.loop', 'llm.export.export'); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -117,7 +117,7 @@ def test_down_ends_exactly_those_processes(up: Up) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         up.yard("down")
-        gone, alive = psutil.wait_procs(families, timeout=10)
+        _, alive = psutil.wait_procs(families, timeout=10)
         assert alive == []
         assert bystander.poll() is None
         assert up.processes() == {}
