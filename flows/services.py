@@ -24,6 +24,11 @@ PREFECT_FILE = Path(__file__).parent.parent / "deployments" / "prefect.yaml"
 POOL = "local"
 
 
+RAY_SWITCHES = {  # for a Ray that stays up, and for all who join it
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # in spite of its name: bind the loopback interface only
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # without it the dashboard has no page for training
+}
 QUIET = {  # nothing phones home
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -75,9 +80,9 @@ def join_ray(store: Store) -> None:
     """Let this process use the Ray of `trainyard up`, where it is up and RAY_ADDRESS names no other."""
     ray = _up(Ledger(store), "ray")
     if ray and "RAY_ADDRESS" not in os.environ:
-        from llm.cluster.connect import token_environment
+        from llm.cluster.token import token_environment
 
-        os.environ.update(token_environment(store.root) | {"RAY_ADDRESS": str(ray.facts["address"])})
+        os.environ.update(RAY_SWITCHES | token_environment(store.root) | {"RAY_ADDRESS": str(ray.facts["address"])})
 
 
 def _drain() -> None:
@@ -126,7 +131,7 @@ def start_all(store: Store, *, port: int, dashboard_port: int) -> Iterator[str]:
 
     Raises: DependencyError if one of them doesn't come up, naming its log.
     """
-    from llm.cluster.connect import token_environment
+    from llm.cluster.token import token_environment
 
     os.environ.update(environment(store) | token_environment(store.root))
     ledger = Ledger(store)
@@ -174,8 +179,7 @@ def _start_ray(ledger: Ledger, dashboard_port: int) -> Process:
         str(port),
     ]
     command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-    tracking = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # without it the dashboard has no page for training
-    ray = ledger.start("ray", command, tracking, url=url, address=address)
+    ray = ledger.start("ray", command, RAY_SWITCHES, url=url, address=address)
     if not wait_until(lambda: listens(dashboard_port), ray, timeout_seconds=90):
         ray.stop()
         raise DependencyError("Ray did not start", value=address, remedy=f"read {ledger.log('ray')}")
@@ -193,7 +197,7 @@ def _start_worker(ledger: Ledger, ray: Process) -> Process:
         answer = subprocess.run([prefect, *arguments], cwd=here, capture_output=True, text=True, check=False)
         if answer.returncode:
             raise DependencyError("Prefect refused", value=f"{' '.join(arguments)}: {answer.stdout[-400:]}{answer.stderr[-400:]}")
-    variables = {"RAY_ADDRESS": str(ray.facts["address"]), "TRAINYARD_HOME": str(ledger.store.root), "RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
+    variables = RAY_SWITCHES | {"RAY_ADDRESS": str(ray.facts["address"]), "TRAINYARD_HOME": str(ledger.store.root)}
     return ledger.start("prefect-worker", [prefect, "worker", "start", "--pool", POOL], variables)
 
 

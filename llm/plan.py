@@ -106,9 +106,9 @@ def check(recipe: Recipe, store: Store) -> None:
         probe = store.root / ".writable"
         probe.touch()
         probe.unlink()
-    _check_memory(recipe)
     text_bytes = available_text_bytes(recipe)
     _check_text(recipe, text_bytes)
+    _check_memory(recipe)
     _check_disk(recipe, store, text_bytes)
 
 
