@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm.artifact import Store
-from llm.errors import TrainyardError
+from llm.errors import ArtifactError, TrainyardError
 from llm.recipe import load, parse_override
 from llm.run import home
 
@@ -48,6 +48,7 @@ def run(flow: Flow, *, recipe: str = "tiny", set: Set = None) -> None:
     from llm.plan import check
 
     overrides, store = _overrides(set), Store(home())
+    store.sweep()
     check(load(recipe, overrides), store)
     join_ray(store)
     with prefect_api(store):
@@ -108,15 +109,11 @@ def why(stage: str = "", *, run: str = "latest") -> None:
 
 @app.command
 def lineage(artifact: str = "", *, run: str = "latest") -> None:
-    """Show what an artifact descends from. ARTIFACT is <stage>/<key>; by default the last export of the run."""
-    from llm.lineage import ancestors, committed, find_run
+    """Show what an artifact descends from. ARTIFACT is <stage>/<key>; by default the last of the run."""
+    from llm.lineage import ancestors, committed, find_run, last_made
 
     store = Store(home())
-    if artifact:
-        path = store.root / artifact
-    else:
-        stages = find_run(store, run)["stages"]
-        path = Path([stage["path"] for group in stages.values() for stage in group.values()][-1])
+    path = store.root / artifact if artifact else last_made(find_run(store, run))
     for depth, found in ancestors(store, committed(store, path)):
         facts = found.manifest
         console.print(f"{'  ' * depth}{facts['node']}  {facts['stage']}/{facts['key']}  {facts['created']}  {facts['git_commit']}")
@@ -191,19 +188,24 @@ def promote(name: str, version: int = 0, *, rollback: bool = False) -> None:
 
 @app.command
 def gc(*, keep_runs: int = 3, delete: bool = False) -> None:
-    """Show what may be deleted: all that no champion and none of the last runs descends from. --delete does it."""
+    """Show what may be deleted: all that no champion, its predecessor or the last runs descend from. --delete does it."""
+    from flows.processes import Ledger
     from llm.lineage import delete as delete_all
     from llm.lineage import garbage
-    from llm.registry import champions
+    from llm.registry import retained
 
     store = Store(home())
-    items = garbage(store, keep_runs=keep_runs, champions=[champion.path for champion in champions(store)])
+    items = garbage(store, keep_runs=keep_runs, keep=[version.path for version in retained(store)])
     for item in items:
         console.print(f"{item.bytes / 1e6:10.2f} MB  {item.path}")
     total = sum(item.bytes for item in items) / 1e6
     if not delete:
         console.print(f"{total:10.2f} MB in {len(items)} folders would be freed; add --delete to do it")
         return
+    if going := Ledger(store).alive("run"):
+        raise ArtifactError(
+            "a run is going on", value=Path(going[0].facts["folder"]).name, remedy="wait for it, then `trainyard gc --delete`"
+        )
     console.print(f"{delete_all(items) / 1e6:10.2f} MB freed")
 
 

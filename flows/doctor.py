@@ -9,16 +9,21 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
+import httpx
 import psutil
 
 from flows.processes import Ledger
-from flows.services import answers
 from llm.artifact import Store, named_errors
 from llm.errors import TrainyardError
+from llm.registry import SQLITE, of_store, redacted
 
+INSTALL = "pip install -c infra/constraints.txt -e ."
+RESTORE = "restore it from a backup, or move it away: the next promotion starts a new registry"
 CONSTRAINTS = Path(__file__).parent.parent / "infra" / "constraints.txt"
 PINNED = (
     "prefect",
@@ -62,17 +67,21 @@ def _python(store: Store) -> Finding:
 
 def _pins(store: Store) -> Finding:
     """The installed versions against infra/constraints.txt."""
-    pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE))
-    wrong = [
-        f"{name} {installed} instead of {pins[name]}"
-        for name in PINNED
-        if (installed := importlib.metadata.version(name).split("+")[0]) != pins[name]
-    ]
-    return Finding(
-        "versions",
-        ", ".join(wrong) or f"{len(PINNED)} pinned libraries match",
-        "pip install -c infra/constraints.txt -e ." if wrong else "",
-    )
+    try:
+        pins = dict(re.findall(r"^([a-z0-9_.-]+)==(\S+)", CONSTRAINTS.read_text().lower(), re.MULTILINE))
+    except OSError as error:
+        return Finding("versions", f"{CONSTRAINTS}: {error.strerror}", f"run from a clone: {INSTALL}")
+    wrong = [difference for name in PINNED if (difference := _difference(name, pins.get(name, "any version")))]
+    return Finding("versions", ", ".join(wrong) or f"{len(PINNED)} pinned libraries match", INSTALL if wrong else "")
+
+
+def _difference(name: str, pin: str) -> str:
+    """How the installed library differs from its pin; empty where it doesn't."""
+    try:
+        installed = importlib.metadata.version(name).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} is missing"
+    return "" if installed == pin else f"{name} {installed} instead of {pin}"
 
 
 def _store(store: Store) -> Finding:
@@ -83,11 +92,13 @@ def _store(store: Store) -> Finding:
             (store.root / ".writable").unlink()
     except TrainyardError as error:
         return Finding("store", f"{store.root}: {error.fact}", error.remedy)
+    except OSError as error:
+        return Finding("store", f"{store.root}: {error.strerror}", "set TRAINYARD_HOME to a folder that you may write to")
     return Finding("store", str(store.root))
 
 
 def _disk(store: Store) -> Finding:
-    root = next(path for path in (store.root, *store.root.parents) if path.exists())
+    root = next(path for path in (store.root, *store.root.parents) if os.path.exists(path))
     free = shutil.disk_usage(root).free / 1e9
     return Finding("disk", f"{free:.1f} GB free", "" if free > 2 else "free some: `trainyard gc`, or set TRAINYARD_HOME to a larger disk")
 
@@ -103,49 +114,71 @@ def _cores(store: Store) -> Finding:
 
 
 def _gpu(store: Store) -> Finding:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a shared library of the wrong chip is an OSError
+        return Finding("gpu", f"torch can't be imported ({error})", INSTALL)
     if torch.cuda.is_available():
         return Finding("gpu", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
     return Finding("gpu", "none: training runs on the processor")
 
 
 def _prefect(store: Store) -> Finding:
-    url = os.environ.get("PREFECT_API_URL")
     servers = Ledger(store).alive("prefect-server")
-    url = url or (str(servers[0].facts["url"]) if servers else None)
-    if url is None:
+    url = os.environ.get("PREFECT_API_URL") or (str(servers[0].facts["url"]) if servers else "")
+    if not url:
         return Finding("prefect", "embedded: starts with each run")
-    alive = answers(f"{url}/health")
-    return Finding(
-        "prefect",
-        f"{url} {'answers' if alive else 'does not answer'}",
-        "" if alive else "start it: `trainyard up`, or correct PREFECT_API_URL",
-    )
+    return _service("prefect", url, "start it: `trainyard up`, or correct PREFECT_API_URL")
+
+
+def _service(what: str, url: str, remedy: str) -> Finding:
+    """Whether a service says that it is in health."""
+    try:
+        status = httpx.get(f"{url.rstrip('/')}/health", timeout=5, follow_redirects=True).status_code
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Finding(what, f"{redacted(url)} does not answer ({type(error).__name__})", remedy)
+    if status != httpx.codes.OK:
+        return Finding(what, f"{redacted(url)} answers with status {status}", remedy)
+    return Finding(what, f"{redacted(url)} answers")
 
 
 def _ray(store: Store) -> Finding:
-    address = os.environ.get("RAY_ADDRESS")
     heads = Ledger(store).alive("ray")
-    if address is None and not heads:
+    address = os.environ.get("RAY_ADDRESS") or (str(heads[0].facts["address"]) if heads else "")
+    if not address:
         return Finding("ray", "local: starts with each training")
-    address = address or str(heads[0].facts["address"])
-    from llm.cluster.connect import reachable
-
-    good = reachable(address)
-    return Finding(
-        "ray", f"{address} {'answers' if good else 'does not answer'}", "" if good else "start it: `trainyard up`, or correct RAY_ADDRESS"
-    )
+    try:
+        from llm.cluster.connect import reachable
+    except ImportError as error:
+        return Finding("ray", f"ray can't be imported ({error})", INSTALL)
+    if reachable(address):
+        return Finding("ray", f"{redacted(address)} answers")
+    remedy = "start it: `trainyard up`, or set RAY_ADDRESS to host:port, or unset it"
+    return Finding("ray", f"{redacted(address)} does not answer", remedy)
 
 
 def _registry(store: Store) -> Finding:
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri and uri.startswith("http"):
-        good = answers(f"{uri.rstrip('/')}/health")
-        return Finding("registry", f"{uri} {'answers' if good else 'does not answer'}", "" if good else "correct MLFLOW_TRACKING_URI")
-    path = store.root / "mlflow.db"
+    """The server's health; or SQLite's own check of the file, and whether the champions can be read from it."""
+    uri = of_store(store).uri
+    if uri.startswith("http"):
+        return _service("registry", uri, "start it, or correct MLFLOW_TRACKING_URI")
+    if not uri.startswith(SQLITE):
+        return Finding("registry", f"{redacted(uri)}: not examined, only http and sqlite addresses are")
+    path = Path(uri.removeprefix(SQLITE)).absolute()
     if not path.exists():
-        return Finding("registry", "SQLite in the store: made by the first promotion")
-    with sqlite3.connect(path.as_uri() + "?mode=ro", uri=True) as database:
-        verdict = database.execute("PRAGMA quick_check").fetchone()[0]
-    return Finding("registry", f"{path} {verdict}", "" if verdict == "ok" else "restore mlflow.db from a backup")
+        return Finding("registry", f"{path}: made by the first promotion")
+    return _sqlite(store, path)
+
+
+def _sqlite(store: Store, path: Path) -> Finding:
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            verdict = str(database.execute("PRAGMA quick_check").fetchone()[0])
+        champions = len(of_store(store).champions())
+    except sqlite3.Error as error:
+        return Finding("registry", f"{path}: {error}", RESTORE)
+    except TrainyardError as error:
+        return Finding("registry", f"{path}: {error.fact}", error.remedy)
+    if verdict != "ok":
+        return Finding("registry", f"{path}: {shorten(verdict, 200)}", RESTORE)
+    return Finding("registry", f"{path} {verdict}, champions: {champions}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import shutil
 from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -15,7 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from flows.processes import Ledger, Process
-from llm.artifact import Store, write_json
+from llm.artifact import write_json
 
 
 def reconcile(ledger: Ledger) -> list[str]:
@@ -28,7 +26,7 @@ def reconcile(ledger: Ledger) -> list[str]:
                 _mark_crashed(client, process)
     for process in dead:
         process.path.unlink(missing_ok=True)
-    sweep(ledger.store)
+    ledger.store.sweep()
     return [Path(process.facts["folder"]).name for process in runs]
 
 
@@ -49,19 +47,3 @@ def _mark_crashed(client: SyncPrefectClient, process: Process) -> None:
         summary = json.loads(path.read_text())
         if summary["state"] == "running":
             write_json(path, summary | {"state": "crashed", "error": message})
-
-
-def sweep(store: Store) -> None:
-    """Remove half-written folders whose writer is gone: nobody holds the lock of their key."""
-    for left in store.root.glob("*/.tmp-*"):
-        key = left.name.removeprefix(".tmp-").rpartition("-")[0]
-        lock = store.root / ".locks" / f"{left.parent.name}-{key}"
-        with lock.open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(left, ignore_errors=True)
-    for stage in store.root.glob("*/.work-*"):
-        if store.path(stage.parent.name, stage.name.removeprefix(".work-")).is_dir():
-            shutil.rmtree(stage, ignore_errors=True)

@@ -59,8 +59,7 @@ def prefect_api(store: Store) -> Iterator[str]:
         yield url
         return
     with store.lock("services"):
-        servers = ledger.alive("prefect-server", "embedded-server")
-        server = servers[0] if servers else _start_embedded(ledger)
+        server = _up(ledger, "prefect-server") or _up(ledger, "embedded-server") or _start_embedded(ledger)
         user = ledger.add("user", os.getpid())
     os.environ["PREFECT_API_URL"] = url = str(server.facts["url"])
     try:
@@ -68,12 +67,19 @@ def prefect_api(store: Store) -> Iterator[str]:
         _wait_for_api(ledger, server, timeout_seconds=90)
         yield url
     finally:
-        _drain()
-        del os.environ["PREFECT_API_URL"]
-        with store.lock("services"):
-            user.path.unlink(missing_ok=True)
-            if server.role == "embedded-server" and not ledger.alive("user"):
-                server.stop()
+        try:
+            _drain()
+        finally:
+            del os.environ["PREFECT_API_URL"]
+            _leave(ledger, user, server)
+
+
+def _leave(ledger: Ledger, user: Process, server: Process) -> None:
+    """Strike a user off; the last one ends the embedded server."""
+    with ledger.store.lock("services"):
+        user.path.unlink(missing_ok=True)
+        if server.role == "embedded-server" and not ledger.alive("user"):
+            server.stop()
 
 
 def join_ray(store: Store) -> None:
@@ -101,7 +107,16 @@ def _start_embedded(ledger: Ledger) -> Process:
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     # The two names with a double underscore are how Prefect itself starts a temporary server.
     lean = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    return ledger.start("embedded-server", command, lean, url=f"http://127.0.0.1:{port}/api")
+    return ledger.start("embedded-server", command, lean | closed_to_pages(port), url=f"http://127.0.0.1:{port}/api")
+
+
+def closed_to_pages(port: int) -> dict[str, str]:
+    """Settings by which pages of other origins, open in the user's browser, can neither read nor change a server.
+
+    On a machine shared with other people set PREFECT_SERVER_API_AUTH_STRING and PREFECT_API_AUTH_STRING too.
+    """
+    own = f"http://127.0.0.1:{port},http://localhost:{port}"
+    return {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": own, "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true"}
 
 
 def _wait_for_api(ledger: Ledger, server: Process, *, timeout_seconds: float) -> None:
@@ -136,11 +151,13 @@ def start_all(store: Store, *, port: int, dashboard_port: int) -> Iterator[str]:
     os.environ.update(environment(store) | token_environment(store.root))
     ledger = Ledger(store)
     with store.lock("services"):
+        _end_orphans(ledger)
         server = _up(ledger, "prefect-server") or _start_server(ledger, port)
         os.environ["PREFECT_API_URL"] = str(server.facts["url"])
         yield f"Prefect  {str(server.facts['url']).removesuffix('/api')}"
         ray = _up(ledger, "ray") or _start_ray(ledger, dashboard_port)
         yield f"Ray      {ray.facts['url']}"
+        _deploy()
         worker = _up(ledger, "prefect-worker") or _start_worker(ledger, ray)
         yield f"worker   process {worker.pid}, pool {POOL}"
     yield f"for your own shell: export PREFECT_API_URL={server.facts['url']} TRAINYARD_HOME={store.root}"
@@ -152,12 +169,23 @@ def _up(ledger: Ledger, role: str) -> Process | None:
     return found[0] if found else None
 
 
+def _end_orphans(ledger: Ledger) -> None:
+    """End an embedded server that a killed run left behind: two servers must not share one SQLite file.
+
+    Raises: DependencyError if a run is using it.
+    """
+    if orphan := _up(ledger, "embedded-server"):
+        if users := ledger.alive("user"):
+            raise DependencyError("a run has its own Prefect server", value=f"process {users[0].pid}", remedy="wait until it has ended")
+        orphan.stop()
+
+
 def _start_server(ledger: Ledger, port: int) -> Process:
     """Prefect's server with its page, on loopback."""
     _refuse_taken(port, "--port")
     command = [_command("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     url = f"http://127.0.0.1:{port}/api"
-    server = ledger.start("prefect-server", command, {"PREFECT_API_URL": url}, url=url)
+    server = ledger.start("prefect-server", command, {"PREFECT_API_URL": url, **closed_to_pages(port)}, url=url)
     _wait_for_api(ledger, server, timeout_seconds=90)
     return server
 
@@ -186,26 +214,38 @@ def _start_ray(ledger: Ledger, dashboard_port: int) -> Process:
     return ray
 
 
-def _start_worker(ledger: Ledger, ray: Process) -> Process:
-    """The deployments of deployments/prefect.yaml, and a process worker that runs them."""
-    here = PREFECT_FILE.parent.parent
-    prefect = _command("prefect")
+def _deploy() -> None:
+    """The pool, and the deployments of deployments/prefect.yaml as they are now."""
     for arguments in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--prefect-file", str(PREFECT_FILE), "--all"],
     ):
-        answer = subprocess.run([prefect, *arguments], cwd=here, capture_output=True, text=True, check=False)
+        command = [_command("prefect"), *arguments]
+        answer = subprocess.run(command, cwd=PREFECT_FILE.parent.parent, capture_output=True, text=True, check=False)
         if answer.returncode:
-            raise DependencyError("Prefect refused", value=f"{' '.join(arguments)}: {answer.stdout[-400:]}{answer.stderr[-400:]}")
+            said = " ".join((answer.stdout + answer.stderr).split())
+            raise DependencyError("Prefect refused the deployments", value=said[-400:], remedy="correct deployments/prefect.yaml")
+
+
+def _start_worker(ledger: Ledger, ray: Process) -> Process:
+    """A process worker that runs the deployments, and is known to Prefect."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import WorkPoolStatus
+
     variables = RAY_SWITCHES | {"RAY_ADDRESS": str(ray.facts["address"]), "TRAINYARD_HOME": str(ledger.store.root)}
-    return ledger.start("prefect-worker", [prefect, "worker", "start", "--pool", POOL], variables)
+    worker = ledger.start("prefect-worker", [_command("prefect"), "worker", "start", "--pool", POOL], variables)
+    with get_client(sync_client=True) as client:
+        if not wait_until(lambda: client.read_work_pool(POOL).status == WorkPoolStatus.READY, worker, timeout_seconds=60):
+            worker.stop()
+            raise DependencyError("Prefect's worker did not start", value=POOL, remedy=f"read {ledger.log('prefect-worker')}")
+    return worker
 
 
 def stop_all(store: Store) -> Iterator[str]:
     """End what `start_all` started, the worker first so that nothing is lost; a line for each."""
     ledger = Ledger(store)
     with store.lock("services"):
-        for role in ("prefect-worker", "ray", "prefect-server", "embedded-server"):
+        for role in ("prefect-worker", "ray", "prefect-server"):
             for process in ledger.all(role):
                 if process.alive:
                     yield f"ended    {role} (process {process.pid})"

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.processes import Ledger
 from flows.reconcile import reconcile
-from llm.artifact import Store
+from llm.artifact import Store, named_errors
 from llm.plan import check
 from llm.recipe import load
 from llm.run import Run, home, open_run
@@ -25,16 +25,18 @@ def session(flow: str, recipe: str, overrides: dict[str, Any] | None) -> Iterato
     """
     loaded = load(recipe, overrides)
     store = Store(home())
-    check(loaded, store)
     ledger = Ledger(store)
     reconcile(ledger)
+    check(loaded, store)
     run = open_run(loaded, store, flow)
     with ledger.registered("run", folder=str(run.folder), flow_run=str(flow_run.get_id() or "")):
         try:
-            run.write_summary("running")
-            yield run
+            with named_errors(store.root):
+                run.write_summary("running")
+                yield run
         except BaseException as error:
-            run.write_summary("failed" if isinstance(error, Exception) else "cancelled", f"{type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):  # a full disk must not hide the error that says so
+                run.write_summary("failed" if isinstance(error, Exception) else "cancelled", f"{type(error).__name__}: {error}")
             raise
         summary = run.write_summary("completed")
         write_report(run, summary)

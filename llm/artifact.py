@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,11 @@ class Store:
             return None
 
     def all(self) -> Iterator[Artifact]:
-        """Every committed artifact, its files unverified, oldest first."""
+        """Every committed artifact with a readable manifest, its files unverified."""
         manifests = [path for path in self.root.glob("*/*/manifest.json") if not path.parent.name.startswith(".")]
-        for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns):
-            yield Artifact(path.parent, json.loads(path.read_text()))
+        for path in sorted(manifests):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # deleted or damaged meanwhile: `find` sets it aside
+                yield Artifact(path.parent, json.loads(path.read_text()))
 
     def produce(self, stage: str, key: str, facts: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]) -> Artifact:
         """The artifact under this key: found, or built in a hidden sibling and committed.
@@ -116,14 +118,23 @@ class Store:
         with self.lock(stage, key):
             if found := self.find(stage, key):
                 return found
-            self._sweep(stage, key)
+            for left in (self.root / stage).glob(f".tmp-{key}-*"):  # of a killed attempt: its lock is ours now
+                shutil.rmtree(left, ignore_errors=True)
             temporary = self.root / stage / f".tmp-{key}-{uuid.uuid4().hex[:8]}"
             try:
-                with named_errors(temporary):
+                with named_errors(self.root):
                     temporary.mkdir(parents=True)
                     stopwatch = Stopwatch()
                     counts = build(temporary)
-                    manifest = {"schema": SCHEMA, "stage": stage, "key": key, **facts, "counts": counts, **stopwatch.read(counts)}
+                    manifest = {
+                        "schema": SCHEMA,
+                        "stage": stage,
+                        "key": key,
+                        **facts,
+                        "created": now(),
+                        "counts": counts,
+                        **stopwatch.read(counts),
+                    }
                     commit(temporary, self.path(stage, key), manifest)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -131,21 +142,32 @@ class Store:
             shutil.rmtree(self.root / stage / f".work-{key}", ignore_errors=True)
             return Artifact(self.path(stage, key), verified_manifest(self.path(stage, key)))
 
-    def _sweep(self, stage: str, key: str) -> None:
-        """Remove what a killed attempt at this key left; the caller holds its lock, so nobody writes there."""
-        for left in (self.root / stage).glob(f".tmp-{key}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+    def sweep(self) -> None:
+        """Remove what killed attempts were writing, and work folders whose artifact is committed.
+
+        The lock of a key tells whether its writer lives: the kernel frees it when a process dies.
+        """
+        for left in [*self.root.glob("*/.tmp-*"), *self.root.glob("*/.work-*")]:
+            kind, _, name = left.name.removeprefix(".").partition("-")
+            key = name.rpartition("-")[0] if kind == "tmp" else name
+            if kind == "work" and not self.path(left.parent.name, key).is_dir():
+                continue
+            with contextlib.suppress(BlockingIOError), self.lock(left.parent.name, key, wait=False):
+                shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
-    def lock(self, *names: str) -> Iterator[None]:
-        """Hold a named lock; the kernel frees it when its holder dies."""
+    def lock(self, *names: str, wait: bool = True) -> Iterator[None]:
+        """Hold a named lock; the kernel frees it when its holder dies.
+
+        Raises: BlockingIOError if somebody holds it and `wait` is false.
+        """
         folder = self.root / ".locks"
         path = folder / "-".join(names)
         with named_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
             handle = path.open("w")
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
 
 
@@ -192,7 +214,7 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         files = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError("artifact has no readable manifest", value=folder, remedy=remedy) from error
     found = describe(folder)
     for name in sorted(found.keys() | files.keys()):
@@ -201,6 +223,11 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("digest") != content_digest(files):
         raise ArtifactError("manifest is damaged", value=folder, remedy=remedy)
     return manifest
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -229,11 +256,20 @@ def named_errors(path: Path) -> Iterator[None]:
         errno.EROFS: "set TRAINYARD_HOME to a writable folder",
         errno.EACCES: "set TRAINYARD_HOME to a folder that you may write to",
         errno.ENOTDIR: "set TRAINYARD_HOME to a folder, not a file",
+        errno.EEXIST: "set TRAINYARD_HOME to a folder, not a file",
     }
     try:
         yield
     except OSError as error:
-        if error.errno not in remedies:
+        if error.errno not in remedies or not _concerns(error, path):
             raise
         reason = os.strerror(error.errno).lower()
         raise ArtifactError(f"store can't be written ({reason})", value=error.filename or path, remedy=remedies[error.errno]) from error
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether an error is about this path, something below it or a folder above it; one that names no file may be."""
+    if not isinstance(error.filename, (str, Path)):
+        return True
+    named = Path(error.filename).absolute()
+    return named.is_relative_to(path) or path.is_relative_to(named)

@@ -25,8 +25,12 @@ class TrainyardError(Exception):
         llm.errors.DataError: corpus is empty: 0 documents kept; lower clean.min_characters
     """
 
-    def __init__(self, fact: str, *, value: object = None, remedy: str = "") -> None:
+    transient = False  # whether time may heal it, so that a retry makes sense
+
+    def __init__(self, fact: str, *, value: object = None, remedy: str = "", transient: bool | None = None) -> None:
         self.fact, self.value, self.remedy = fact, value, remedy
+        if transient is not None:
+            self.transient = transient
         super().__init__(fact)
 
     def __str__(self) -> str:
@@ -34,11 +38,11 @@ class TrainyardError(Exception):
         return f"{message}; {self.remedy}" if self.remedy else message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.fact, self.value, self.remedy)
+        return _rebuild, (type(self), self.fact, self.value, self.remedy, self.transient)
 
 
-def _rebuild(kind: type[TrainyardError], fact: str, value: object, remedy: str) -> TrainyardError:
-    return kind(fact, value=value, remedy=remedy)
+def _rebuild(kind: type[TrainyardError], fact: str, value: object, remedy: str, transient: bool) -> TrainyardError:
+    return kind(fact, value=value, remedy=remedy, transient=transient)
 
 
 class RecipeError(TrainyardError):
@@ -47,6 +51,8 @@ class RecipeError(TrainyardError):
 
 class SourceError(TrainyardError):
     """A source of text can't be read just now; time may heal it."""
+
+    transient = True
 
 
 class DataError(TrainyardError):

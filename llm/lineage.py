@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,17 @@ def find_run(store: Store, run_id: str) -> dict[str, Any]:
         raise ArtifactError("no such run", value=run_id, remedy="`trainyard status` lists the runs of this store")
     summary: dict[str, Any] = json.loads(path.read_text())
     return summary
+
+
+def last_made(summary: Mapping[str, Any]) -> Path:
+    """The folder of the last artifact of a run.
+
+    Raises: ArtifactError if the run made none.
+    """
+    paths = [Path(stage["path"]) for stages in summary["stages"].values() for stage in stages.values()]
+    if not paths:
+        raise ArtifactError("run has made nothing yet", value=summary["run_id"], remedy="name an artifact, as pretrain/<key>")
+    return paths[-1]
 
 
 @dataclass(frozen=True)
@@ -89,30 +100,31 @@ class Garbage:
     bytes: int
 
 
-def garbage(store: Store, *, keep_runs: int, champions: list[Path]) -> list[Garbage]:
-    """Artifacts and leftovers that no champion and none of the last runs descends from."""
-    kept = {found.path for root in _roots(store, keep_runs, champions) for _, found in ancestors(store, root)}
+def garbage(store: Store, *, keep_runs: int, keep: Collection[Path]) -> list[Garbage]:
+    """Artifacts that neither the last completed runs nor those to keep descend from, and what killed attempts left.
+
+    The work folder of the newest run stays unless it completed: the same command would continue there.
+    """
+    kept = {found.path for root in _roots(store, keep_runs, keep) for _, found in ancestors(store, root)}
     unused = [artifact.path for artifact in store.all() if artifact.path not in kept]
-    unused += [path for pattern in ("*/.corrupt-*", "*/.work-*") for path in store.root.glob(pattern) if _idle(store, path)]
+    patterns = ["*/.corrupt-*", "*/.tmp-*"] + ([] if _unfinished(store) else ["*/.work-*"])
+    unused += [path for pattern in patterns for path in sorted(store.root.glob(pattern))]
     return [Garbage(path, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())) for path in unused]
 
 
-def _roots(store: Store, keep_runs: int, champions: list[Path]) -> list[Artifact]:
-    paths = set(champions)
-    for summary in summaries(store)[-keep_runs:]:
-        paths |= {Path(stage["path"]) for stages in summary["stages"].values() for stage in stages.values()}
-    return [artifact for artifact in store.all() if artifact.path in paths]
+def _roots(store: Store, keep_runs: int, keep: Collection[Path]) -> list[Artifact]:
+    completed = [summary for summary in summaries(store) if summary["state"] == "completed"]
+    last = completed[-keep_runs:] if keep_runs else []
+    paths = {Path(stage["path"]) for summary in last for stages in summary["stages"].values() for stage in stages.values()}
+    return [artifact for artifact in store.all() if artifact.path in paths | set(keep)]
 
 
-def _idle(store: Store, path: Path) -> bool:
-    """Whether a leftover is not the unfinished work of one of the runs that could still continue."""
-    return path.name.startswith(".corrupt-") or not any(
-        summary["state"] in ("running", "crashed", "failed", "cancelled") for summary in summaries(store)[-1:]
-    )
+def _unfinished(store: Store) -> bool:
+    return any(summary["state"] != "completed" for summary in summaries(store)[-1:])
 
 
 def delete(items: list[Garbage]) -> int:
-    """Delete, by a rename first so that nobody sees a half-deleted artifact; bytes freed."""
+    """Delete, by a rename first so that nobody sees a half-deleted artifact; bytes freed. No run may be going on."""
     for item in items:
         hidden = item.path.with_name(f".tmp-{item.path.name.lstrip('.')}-gc")
         item.path.rename(hidden)

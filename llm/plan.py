@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Step:
 
 
 def plan(recipe: Recipe, store: Store, flow: str) -> list[Step]:
-    """What each stage of a flow would do now. Looks, never computes or writes."""
+    """What each stage of a flow would do now. Computes nothing; an artifact that doesn't verify is set aside."""
     run = Run("plan", recipe, store, flow)
     steps: list[Step] = []
     for node in FLOWS[flow]:
@@ -77,7 +78,7 @@ def comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def parameters(model: ModelConfig, vocab_size: int) -> int:
     """Trainable numbers of a decoder, without building it."""
-    attention = model.width * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    attention = model.width * (model.width // model.num_heads) * (2 * model.num_heads + 2 * model.num_kv_heads)
     layer = attention + 3 * model.width * model.ffn_width + 2 * model.width
     return model.num_layers * layer + model.width + vocab_size * model.width * (1 if model.tied_embeddings else 2)
 
@@ -126,6 +127,8 @@ def available_text_bytes(recipe: Recipe) -> int | None:
 
 
 def _check_memory(recipe: Recipe) -> None:
+    if "RAY_ADDRESS" in os.environ:  # other machines train
+        return
     finetune: FinetuneConfig = recipe.finetune
     for section, train in (("train", recipe.train), ("finetune.train", finetune.train)):
         needed, have = training_bytes(recipe, train) * recipe.cluster.workers, psutil.virtual_memory().total
@@ -159,7 +162,8 @@ def _check_text(recipe: Recipe, text_bytes: int | None) -> None:
 
 def _check_disk(recipe: Recipe, store: Store, text_bytes: int | None) -> None:
     weights = 4 * parameters(recipe.model, recipe.tokenize.vocab_size)
-    needed = FREE_DISK_BYTES + TEXT_COPIES * (text_bytes or 0) + 2 * WEIGHT_COPIES * weights
+    held = sum(file["bytes"] for artifact in store.all() for file in artifact.manifest["files"].values())
+    needed = FREE_DISK_BYTES + max(0, TEXT_COPIES * (text_bytes or 0) + 2 * WEIGHT_COPIES * weights - held)
     free = shutil.disk_usage(store.root).free
     if free < needed:
         raise CapacityError(

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm.artifact import verified_manifest, write_json
-from llm.errors import ArtifactError, PromotionError
+from llm.artifact import write_json
 from llm.evaluate.config import PromoteConfig
 from llm.evaluate.gate import Decision, decide
 from llm.registry import Registry, Version
@@ -79,14 +78,9 @@ def rescore(champion: Version, deduped: Path, *, documents: int) -> float:
     from llm.evaluate.likelihood import held_out, score
     from llm.export.huggingface import read
 
-    try:
-        if verified_manifest(champion.path)["digest"] != champion.digest:
-            raise ArtifactError("export is not the one that was registered", value=champion.path)
-        folder = champion.path / "huggingface"
-        model, tokenizer = read(folder), Tokenizer.load(folder)
-    except ArtifactError as error:
-        remedy = "bring its files back, or move the alias with `trainyard promote --rollback`"
-        raise PromotionError(f"champion {champion.name} {champion.number} can't be scored", value=str(error), remedy=remedy) from error
+    champion.verify("bring its files back, or go back: trainyard promote --rollback " + champion.name)
+    folder = champion.path / "huggingface"
+    model, tokenizer = read(folder), Tokenizer.load(folder)
     texts = held_out(deduped, limit=documents)
     scored = score(model, tokenizer, texts, row_tokens=int(champion.metrics["row_tokens"]))
     return float(scored["bits_per_byte"])

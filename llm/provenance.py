@@ -6,7 +6,6 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ LIBRARIES = ("trainyard", "torch", "ray", "prefect", "onnxruntime", "sentencepie
 
 
 def provenance() -> dict[str, Any]:
-    """Time, git commit, versions and machine."""
-    return {"created": datetime.now(UTC).isoformat(timespec="seconds"), "git_commit": git_commit(), "versions": versions()}
+    """Git commit, versions and machine."""
+    return {"git_commit": git_commit(), "versions": versions()}
 
 
 @functools.cache

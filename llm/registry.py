@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from llm.artifact import Store, canonical, named_errors
-from llm.errors import DependencyError, PromotionError
+from llm.artifact import Store, canonical, named_errors, verified_manifest
+from llm.errors import ArtifactError, DependencyError, PromotionError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,6 +66,18 @@ class Version:
             raise PromotionError(f"version {number} of {name} lacks tags", value=", ".join(missing), remedy=remedy)
         metrics, lineage, met = (json.loads(tags.get(key, "{}")) for key in ("metrics", "lineage", "met"))
         return cls(name, int(number), Path(tags["export"]), tags["digest"], metrics, lineage, met, tags.get("rolled_back") == "true")
+
+    def verify(self, remedy: str) -> None:
+        """Make sure that the files of the export are those that were registered.
+
+        Raises: PromotionError with this remedy if they are gone or have changed.
+        """
+        try:
+            if verified_manifest(self.path)["digest"] != self.digest:
+                raise ArtifactError("export is not the one that was registered", value=self.path)
+        except ArtifactError as error:
+            fact = f"files of {self.name} version {self.number} are gone or have changed"
+            raise PromotionError(fact, value=f"{error.fact}: {error.value}", remedy=remedy) from error
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,12 @@ class Registry:
                 names = sorted(model.name for model in self._client.search_registered_models() if CHAMPION in model.aliases)
         return [champion for name in names if (champion := self.champion(name))]
 
+    def predecessor(self, name: str) -> Version | None:
+        """The version that a roll-back would make the champion, or None where there is none."""
+        champion, history = self._look(name)
+        earlier = history.until(champion.number)[:-1] if champion else ()
+        return self._version(name, earlier[-1]) if earlier else None
+
     def standing(self, name: str) -> dict[str, Any]:
         """What a decision depends on: version and digest of the champion, what it met, and the generation."""
         champion, history = self._look(name)
@@ -145,8 +164,12 @@ class Registry:
 
     def _query(self, statement: str, *values: str) -> list[Any]:
         location = f"{_database(self.uri).absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(location, uri=True, timeout=30)) as database:
-            return database.execute(statement, values).fetchall()
+        try:
+            with contextlib.closing(sqlite3.connect(location, uri=True, timeout=30)) as database:
+                return database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            remedy = "restore the file from a backup, or move it away: the next promotion starts a new registry"
+            raise DependencyError("the model registry can't be read", value=f"{self.uri} ({error})", remedy=remedy) from error
 
     def _look_remotely(self, name: str) -> tuple[Version | None, History]:
         with self._named_failures():
@@ -197,10 +220,14 @@ class Registry:
         return str(run.info.run_id)
 
     def promote(self, name: str, number: int) -> Version:
-        """Make a version the champion and remember the one before it; the caller is deciding."""
+        """Make a version the champion and remember the one before it; the caller is deciding.
+
+        Raises: PromotionError if the version's files are gone or have changed.
+        """
         before, history = self._look(name)
         if before and before.number == number:
             return before
+        self._version(name, number).verify("bring its files back, or promote another version")
         met = {"champion": before.number if before else None, "generation": history.generation}
         with self._named_failures():
             self._client.set_model_version_tag(name, str(number), "met", canonical(met))
@@ -211,13 +238,14 @@ class Registry:
     def rollback(self, name: str) -> Version:
         """Make the champion's predecessor the champion again.
 
-        Raises: PromotionError if the champion has none.
+        Raises: PromotionError if the champion has none, or its files are gone or have changed.
         """
         with self.deciding():
             champion, history = self._look(name)
             earlier = history.until(champion.number)[:-1] if champion else ()
             if champion is None or not earlier:
                 raise PromotionError("no earlier champion to go back to", value=name, remedy="promote another version first")
+            self._version(name, earlier[-1]).verify(f"bring its files back, or promote another: trainyard promote {name} VERSION")
             with self._named_failures():
                 self._client.set_model_version_tag(name, str(champion.number), "rolled_back", "true")
             version = self._crown(name, earlier[-1])
@@ -253,7 +281,8 @@ class Registry:
             yield
         except MlflowException as error:
             remedy = "check MLFLOW_TRACKING_URI and that the service answers"
-            raise DependencyError("the model registry failed", value=f"{self.uri} ({shorten(str(error), 200)})", remedy=remedy) from error
+            value = f"{redacted(self.uri)} ({shorten(redacted(str(error)), 200)})"
+            raise DependencyError("the model registry failed", value=value, remedy=remedy) from error
 
 
 def of_store(store: Store) -> Registry:
@@ -267,10 +296,17 @@ def champions(store: Store) -> list[Version]:
     return of_store(store).champions()
 
 
+def retained(store: Store) -> list[Version]:
+    """What must outlive any clean-up: every champion, and the version that a roll-back would bring back."""
+    registry = of_store(store)
+    kept = [(champion, registry.predecessor(champion.name)) for champion in registry.champions()]
+    return [version for pair in kept for version in pair if version]
+
+
 def champion_to_serve(store: Store, name: str = "") -> Version:
     """The champion of this name, or else of the newest chat model, or else of the newest model.
 
-    Raises: PromotionError if there is none, or its files are gone.
+    Raises: PromotionError if there is none, or its files are gone or are not those that were registered.
     """
     found = [champion for champion in champions(store) if not name or champion.name == name]
     if not found:
@@ -278,7 +314,19 @@ def champion_to_serve(store: Store, name: str = "") -> Version:
     here = [champion for champion in found if champion.path.is_dir()]
     if not here:
         raise PromotionError("champion's files are gone", value=found[0].path, remedy="run the same recipe again")
-    return max(here, key=lambda champion: (champion.name.endswith("-chat"), champion.path.stat().st_mtime_ns))
+    chosen = max(here, key=lambda champion: (champion.name.endswith("-chat"), champion.path.stat().st_mtime_ns))
+    chosen.verify(f"run the same recipe again, or go back: trainyard promote --rollback {chosen.name}")
+    return chosen
+
+
+def redacted(text: str) -> str:
+    """The text without the user names and passwords of the URLs in it.
+
+    Example:
+        >>> redacted("https://user:secret@registry.example/mlflow")
+        'https://…@registry.example/mlflow'
+    """
+    return re.sub(r"://[^/\s]+@", "://…@", text)
 
 
 def _database(uri: str) -> Path:

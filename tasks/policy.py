@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from llm.artifact import Artifact, Ref, Store
-from llm.errors import SourceError, TrainyardError
+from llm.errors import TrainyardError
 from llm.provenance import provenance
 from llm.run import Run
 from llm.stages import Job
@@ -55,8 +55,10 @@ def time_may_heal(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool
     """Retry lost workers, networks and storage; never a bad recipe, bad data, divergence or a damaged store."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, TrainyardError):
-        return isinstance(error, SourceError)
-    return isinstance(error, (OSError, TimeoutError)) or type(error).__module__.split(".")[0] == "ray"
+        return error.transient
+    if isinstance(error, (FileNotFoundError, PermissionError)):
+        return False
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] == "ray"
 
 
 def produce(job: Job, build: Callable[[Path], dict[str, Any]]) -> dict[str, str]:

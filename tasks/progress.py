@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from contextvars import copy_context
@@ -11,12 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm.metrics import append
 from llm.stages import Job
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LINE_EVERY_SECONDS = 10.0  # between two lines where there is no terminal
@@ -50,7 +55,15 @@ def _follow(job: Job, path: Path, steps: int, stop: threading.Event) -> None:
                 last = record
             if last and (records or ended):
                 display.show(last)
-                artifact.show(last, last=ended)
+                _show(artifact, last, last=ended)
+
+
+def _show(artifact: _Artifact, record: dict[str, Any], *, last: bool) -> None:
+    """Tell Prefect; a server that is away for a moment must not end the following of a long training."""
+    try:
+        artifact.show(record, last=last)
+    except (httpx.HTTPError, PrefectException):
+        log.warning("progress could not be told to Prefect", exc_info=True)
 
 
 def _read(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
@@ -60,8 +73,11 @@ def _read(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
     with path.open("rb") as file:
         file.seek(position)
         lines = file.read().split(b"\n")
-    whole = lines[:-1]
-    return [json.loads(line) for line in whole], position + sum(len(line) + 1 for line in whole)
+    whole, records = lines[:-1], []
+    for line in whole:
+        with contextlib.suppress(ValueError):  # torn by a kill: the attempt that follows writes that step again
+            records.append(json.loads(line))
+    return records, position + sum(len(line) + 1 for line in whole)
 
 
 class Display(Protocol):

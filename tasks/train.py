@@ -43,12 +43,17 @@ def finetune(job: Job) -> dict[str, str]:
 
 def _train(job: Job, recipe: Recipe, config: TrainConfig, rows: Path, out: Path, initial: Path | None = None) -> dict[str, Any]:
     """Train in the key's work folder, where the checkpoints of a killed attempt wait, and hand over the result."""
+    import torch
+
     from llm.train.loop import TrainJob, train
 
     work = Store(Path(job.store)).work(job.stage, job.key)
-    training = TrainJob(rows=rows, model=recipe.model, train=config, seed=recipe.seed, work=work, initial=initial)
+    training = TrainJob(
+        rows=rows, model=recipe.model, train=config, seed=recipe.seed, work=work, initial=initial, device=recipe.cluster.device
+    )
     with followed(job, work, config.steps):
         if recipe.cluster.in_process:
+            torch.set_num_threads(recipe.cluster.threads_per_worker)
             train(training)
         else:
             from llm.cluster.connect import connected

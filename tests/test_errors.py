@@ -14,11 +14,11 @@ KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issu
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pickling_keeps_everything(kind: type[errors.TrainyardError]) -> None:
-    before = kind("disk is full", value="0 bytes", remedy="run `trainyard gc`")
+    before = kind("disk is full", value="0 bytes", remedy="run `trainyard gc`", transient=not kind.transient)
     after = pickle.loads(pickle.dumps(before))
     assert type(after) is kind
     assert str(after) == str(before) == "disk is full: 0 bytes; run `trainyard gc`"
-    assert (after.fact, after.value, after.remedy) == ("disk is full", "0 bytes", "run `trainyard gc`")
+    assert (after.fact, after.value, after.remedy, after.transient) == (before.fact, before.value, before.remedy, not kind.transient)
 
 
 def test_the_drawn_tree_is_complete() -> None:

@@ -8,12 +8,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm.artifact import Store
+from llm.artifact import Artifact, Store
 from llm.errors import ArtifactError, DependencyError, PromotionError
-from llm.registry import History, Registry, Version, champion_to_serve, champions, of_store
+from llm.registry import History, Registry, Version, champion_to_serve, champions, of_store, redacted, retained
 
 NAME = "tiny-base"
 
@@ -34,10 +35,19 @@ def registry(empty_database: Path, tmp_path: Path) -> Registry:
     return Registry(f"sqlite:///{tmp_path}/mlflow.db", lock=tmp_path / "lock")
 
 
-def add(registry: Registry, digest: str) -> Version:
-    return registry.add_candidate(
-        NAME, Path("/exports") / digest, digest=digest, metrics={"bits_per_byte": 1.5}, lineage={"tokenize": "k1"}
-    )
+def export(registry: Registry, key: str) -> Artifact:
+    """An export in a store beside the registry."""
+
+    def build(out: Path) -> dict[str, Any]:
+        (out / "weights").write_text(key)
+        return {}
+
+    return Store(Path(registry.uri.removeprefix("sqlite:///")).parent / "store").produce("export", key, {}, build)
+
+
+def add(registry: Registry, key: str, name: str = NAME) -> Version:
+    made = export(registry, key)
+    return registry.add_candidate(name, made.path, digest=made.ref.digest, metrics={"bits_per_byte": 1.5}, lineage={"tokenize": "k1"})
 
 
 def remote(registry: Registry) -> Registry:
@@ -62,7 +72,7 @@ def test_a_candidate_is_registered_once(registry: Registry) -> None:
     first, again, second = add(registry, "aaa"), add(registry, "aaa"), add(registry, "bbb")
     assert first == again
     assert [version.number for version in registry.versions(NAME)] == [first.number, second.number] == [1, 2]
-    assert first.path == Path("/exports/aaa")
+    assert (first.path, first.digest) == (export(registry, "aaa").path, export(registry, "aaa").ref.digest)
     assert first.metrics == {"bits_per_byte": 1.5}
     assert first.lineage == {"tokenize": "k1"}
     assert registry.champion(NAME) is None
@@ -96,10 +106,11 @@ def test_the_direct_read_does_not_import_mlflow(registry: Registry) -> None:
 
 
 def test_standing_keeps_what_the_champion_met(registry: Registry) -> None:
-    registry.promote(NAME, add(registry, "aaa").number)
-    assert registry.standing(NAME) == {"version": 1, "digest": "aaa", "met": {"champion": None, "generation": 0}, "generation": 1}
-    registry.promote(NAME, add(registry, "bbb").number)
-    assert registry.standing(NAME) == {"version": 2, "digest": "bbb", "met": {"champion": 1, "generation": 1}, "generation": 2}
+    first, second = add(registry, "aaa"), add(registry, "bbb")
+    registry.promote(NAME, 1)
+    assert registry.standing(NAME) == {"version": 1, "digest": first.digest, "met": {"champion": None, "generation": 0}, "generation": 1}
+    registry.promote(NAME, 2)
+    assert registry.standing(NAME) == {"version": 2, "digest": second.digest, "met": {"champion": 1, "generation": 1}, "generation": 2}
     registry.promote(NAME, 2)
     assert registry.standing(NAME)["generation"] == 2, "promoting the champion changes nothing"
 
@@ -107,8 +118,8 @@ def test_standing_keeps_what_the_champion_met(registry: Registry) -> None:
 def test_rollback_walks_back_and_is_a_new_situation(registry: Registry) -> None:
     for digest in ("aaa", "bbb", "ccc"):
         registry.promote(NAME, add(registry, digest).number)
-    assert [registry.rollback(NAME).digest, registry.rollback(NAME).digest] == ["bbb", "aaa"]
-    assert registry.champion(NAME).digest == "aaa"
+    assert [registry.rollback(NAME).number, registry.rollback(NAME).number] == [2, 1]
+    assert registry.champion(NAME).digest == export(registry, "aaa").ref.digest
     assert registry.standing(NAME)["generation"] == 5
     with pytest.raises(PromotionError, match="no earlier champion to go back to: tiny-base; promote another version first"):
         registry.rollback(NAME)
@@ -119,12 +130,52 @@ def test_a_rollback_and_a_second_promotion_go_back_to_where_they_came_from(regis
         registry.promote(NAME, add(registry, digest).number)
     registry.rollback(NAME)
     registry.promote(NAME, 2)
-    assert registry.rollback(NAME).digest == "aaa"
+    assert registry.rollback(NAME).number == 1
+
+
+def test_champions_and_their_predecessors_are_retained(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    assert retained(Store(tmp_path)) == []
+    for key in ("aaa", "bbb", "ccc"):
+        registry.promote(NAME, add(registry, key).number)
+    assert [version.number for version in retained(Store(tmp_path))] == [3, 2]
+    registry.rollback(NAME)
+    assert [version.number for version in retained(Store(tmp_path))] == [2, 1]
+    registry.rollback(NAME)
+    assert [version.number for version in retained(Store(tmp_path))] == [1]
 
 
 def test_rollback_without_any_champion_is_refused(registry: Registry) -> None:
     with pytest.raises(PromotionError, match="no earlier champion"):
         registry.rollback(NAME)
+
+
+def damage(export: Path, how: str) -> None:
+    """Take an export's files away, change one, or put another export in its place."""
+    if how == "changed":
+        (export / "weights").write_text("other")
+        return
+    shutil.rmtree(export)
+    if how == "replaced":
+        shutil.copytree(export.with_name("other"), export)
+
+
+@pytest.mark.parametrize("how", ["gone", "changed", "replaced"])
+def test_a_version_whose_files_are_not_the_registered_ones_is_never_crowned(registry: Registry, how: str) -> None:
+    export(registry, "other")
+    first, second, third = (add(registry, key) for key in ("aaa", "bbb", "ccc"))
+    registry.promote(NAME, first.number)
+    registry.promote(NAME, second.number)
+    before = registry.standing(NAME)
+    damage(first.path, how)
+    damage(third.path, how)
+    message = "files of tiny-base version 1 are gone or have changed: .*; bring its files back, or .* trainyard promote tiny-base VERSION"
+    with pytest.raises(PromotionError, match=message):
+        registry.rollback(NAME)
+    with pytest.raises(PromotionError, match="files of tiny-base version 3 are gone or have changed: .*; bring its files back"):
+        registry.promote(NAME, third.number)
+    assert registry.standing(NAME) == before
+    assert not registry.champion(NAME).rolled_back
 
 
 @pytest.mark.parametrize(
@@ -203,15 +254,50 @@ def test_the_folder_to_serve_is_the_newest_chat_champion(registry: Registry, tmp
     with pytest.raises(PromotionError, match="no champion: in this registry; run `trainyard run lifecycle` first"):
         champion_to_serve(Store(tmp_path))
     for name in ("tiny-chat", "tiny-base"):
-        (tmp_path / name).mkdir()
-        registry.add_candidate(name, tmp_path / name, digest=name, metrics={}, lineage={})
-        registry.promote(name, 1)
+        registry.promote(name, add(registry, name, name).number)
     assert [champion.name for champion in champions(Store(tmp_path))] == ["tiny-base", "tiny-chat"]
-    assert champion_to_serve(Store(tmp_path)).path == tmp_path / "tiny-chat"
-    assert champion_to_serve(Store(tmp_path), "tiny-base").path == tmp_path / "tiny-base"
-    (tmp_path / "tiny-base").rmdir()
+    assert champion_to_serve(Store(tmp_path)).path == export(registry, "tiny-chat").path
+    assert champion_to_serve(Store(tmp_path), "tiny-base").path == export(registry, "tiny-base").path
+    shutil.rmtree(export(registry, "tiny-base").path)
     with pytest.raises(PromotionError, match="champion's files are gone"):
         champion_to_serve(Store(tmp_path), "tiny-base")
+
+
+@pytest.mark.parametrize("how", ["changed", "replaced"])
+def test_only_the_registered_files_are_served(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    export(registry, "other")
+    champion = registry.promote(NAME, add(registry, "aaa").number)
+    damage(champion.path, how)
+    with pytest.raises(PromotionError, match="files of tiny-base version 1 are gone or have changed: .*; run the same recipe again"):
+        champion_to_serve(Store(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "this is not a database" * 100])
+def test_a_broken_database_is_a_dependency_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mlflow.db").write_text(content)
+    with pytest.raises(DependencyError, match=r"the model registry can't be read: sqlite:.*; restore the file from a backup"):
+        Registry(f"sqlite:///{tmp_path}/mlflow.db").champions()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://user:secret@host:5000/a", "http://…@host:5000/a"),
+        ("postgresql+psycopg2://user:se@cret@host/database", "postgresql+psycopg2://…@host/database"),
+        ("request to https://token@host/x failed, and http://a:b@c too", "request to https://…@host/x failed, and http://…@c too"),
+        ("http://host/path@version", "http://host/path@version"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+    ],
+)
+def test_addresses_are_shown_without_credentials(text: str, expected: str) -> None:
+    assert redacted(text) == expected
+
+
+def test_a_failure_does_not_show_credentials() -> None:
+    with pytest.raises(DependencyError, match="http://…@127.0.0.1:9") as failure:
+        Registry("http://user:secret@127.0.0.1:9").champion(NAME)
+    assert "secret" not in str(failure.value)
 
 
 def increment(lock: Path, counter: Path, times: int) -> None:

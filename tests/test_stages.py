@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -81,3 +82,22 @@ def test_digests_are_read_and_nothing_is_imported() -> None:
         "import sys; from llm.code import code_digests; code_digests('llm.train.loop', 'llm.export.export'); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+HOUSE = Path(__file__).parent.parent / "llm"
+
+
+@pytest.mark.parametrize("path", sorted(HOUSE.rglob("config.py")), ids=lambda path: path.relative_to(HOUSE).as_posix())
+def test_configs_hold_only_fields_and_validators(path: Path) -> None:
+    """Their code is in no digest, only their values are: what computes belongs in the module that uses it.
+
+    `ClusterConfig` is outside: where training runs is in no key.
+    """
+    body = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") != "ClusterConfig"]
+    functions = [node for part in body for node in ast.walk(part) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
+    validators = ("model_validator", "field_validator")
+    assert [
+        ast.unparse(node)
+        for node in functions
+        if isinstance(node, ast.Lambda) or not any(ast.unparse(each).startswith(validators) for each in node.decorator_list)
+    ] == []

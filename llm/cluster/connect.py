@@ -50,7 +50,7 @@ def join(address: str) -> None:
 
     Raises: CapacityError if nothing answers there.
     """
-    if not reachable(address):
+    if address != "auto" and not reachable(address):
         raise CapacityError("no Ray cluster answers", value=address, remedy="start it, or unset RAY_ADDRESS")
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 

@@ -34,7 +34,7 @@ MARK = ".driver"
 def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None:
     """`train(job)` on `cluster.workers` workers of the connected cluster; Ray keeps its notes in `storage/name`.
 
-    A lost worker is replaced up to `train.max_recoveries` times. An error that Trainyard raised on purpose ends the
+    A lost worker is replaced up to `cluster.max_recoveries` times. An error that Trainyard raised on purpose ends the
     run at once and arrives here as it was raised.
 
     Raises: CapacityError if the cluster can't place the workers, or loses them too often; what `train` raises.
@@ -61,7 +61,7 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
         run_config=RunConfig(
             name=name,
             storage_path=str(storage.absolute()),
-            failure_config=FailureConfig(max_failures=job.train.max_recoveries, controller_failure_limit=job.train.max_recoveries),
+            failure_config=FailureConfig(max_failures=cluster.max_recoveries, controller_failure_limit=cluster.max_recoveries),
             callbacks=[OurErrorsAreFinal()],
         ),
     )
@@ -128,7 +128,10 @@ def translate(error: TrainingFailedError, cluster: ClusterConfig) -> TrainyardEr
     if isinstance(cause, WorkerGroupError):
         last = str(next(iter(cause.worker_failures.values()), cause)).strip().splitlines()[-1]
         return CapacityError(
-            "training lost its workers too often", value=last, remedy="set train.max_recoveries higher, or train.micro_batch_size lower"
+            "training lost its workers too often",
+            value=last,
+            remedy="set cluster.max_recoveries higher, or train.micro_batch_size lower",
+            transient=True,
         )
     wanted = f"{cluster.workers} workers of {cluster.cpus_per_worker} CPUs; {cause}"
     return CapacityError("the cluster can't place the workers", value=wanted, remedy="set cluster.workers or cluster.cpus_per_worker lower")

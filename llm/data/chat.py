@@ -147,7 +147,12 @@ def _record_turns(record: dict[str, Any]) -> tuple[Turn, ...]:
 def _file(config: ChatConfig) -> Path:
     path = Path(config.source).expanduser()
     if not path.is_file():
-        raise SourceError("no such file of pairs", value=config.source, remedy="set finetune.chat.source to `docstrings` or a .jsonl file")
+        raise SourceError(
+            "no such file of pairs",
+            transient=False,
+            value=config.source,
+            remedy="set finetune.chat.source to `docstrings` or a .jsonl file",
+        )
     return path
 
 
@@ -156,9 +161,8 @@ def _write(out: Path, split: str, tokenizer: Tokenizer, conversations: list[Conv
     coded = [encode(tokenizer, each.turns) for each in conversations]
     rows = _packed(coded, facts["row_tokens"]) if split == "train" else [[each] for each in coded]
     tokens, mask, borders = _laid_out(rows, facts["row_tokens"])
-    np.array(tokens, dtype=facts["dtype"]).tofile(out / f"{split}.tokens")
-    np.array(mask, dtype=np.uint8).tofile(out / f"{split}.mask")
-    np.array(borders, dtype="<i8").tofile(out / f"{split}.borders")
+    for kind, values, dtype in (("tokens", tokens, facts["dtype"]), ("mask", mask, "u1"), ("borders", borders, "<i8")):
+        (out / f"{split}.{kind}").write_bytes(np.array(values, dtype=dtype).tobytes())
     write_json_lines(out / f"pairs-{split}.jsonl", map(asdict, conversations))
     return {"rows": len(rows), "tokens": len(tokens), "documents": len(conversations), "answer_tokens": sum(mask)}
 

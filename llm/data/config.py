@@ -29,20 +29,19 @@ class HuggingFaceSource(Section):
     path: str = Field(min_length=1)
     name: str | None = None
     split: str = "train"
-    revision: str | None = Field(default=None, description="40 hexadecimal digits of the data set's commit")
+    revision: str | None = Field(default=None, description="40 hexadecimal digits of the hub data set's commit; a local one has none")
     text_field: str = "text"
     domain: str = "text"
     streaming: bool = True
     max_documents: int | None = Field(default=None, ge=1)
     max_bytes: int | None = Field(default=None, ge=1)
 
-    @property
-    def local(self) -> bool:
-        return self.path.startswith(("/", ".", "~"))
-
     @model_validator(mode="after")
     def _pinned(self) -> HuggingFaceSource:
-        if not self.local and not COMMIT.fullmatch(self.revision or ""):
+        local = self.path.startswith(("/", ".", "~"))
+        if local and self.revision is not None:
+            raise ValueError(f"local data set {self.path} has no commit; leave collect.sources.revision ({self.revision}) out")
+        if not local and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"hub data set {self.path} is not pinned (revision {self.revision}); set collect.sources.revision to the 40 digits"
                 " of its commit, since a branch or a tag can move, or start a local path with ./"
@@ -124,11 +123,6 @@ class TokenizeConfig(Section):
     sample_bytes: int = Field(default=64_000_000, ge=1_000, description="training text that the vocabulary is learned from")
     max_piece_characters: int = Field(default=16, ge=2)
     character_coverage: float = Field(default=0.9999, gt=0.9, le=1, description="the rest is spelled in bytes")
-
-    @property
-    def dtype(self) -> str:
-        """Little-endian type of a token on disk."""
-        return "<u2" if self.vocab_size <= 2**16 else "<u4"
 
 
 class ChatConfig(Section):

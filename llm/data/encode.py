@@ -29,10 +29,15 @@ def tokenize(deduped: Path, out: Path, config: TokenizeConfig) -> dict[str, Any]
     tokenizer = Tokenizer.load(out)
     report: dict[str, Any] = {}
     splits = {split: _encode_split(deduped, out, split, tokenizer, config, report) for split in SPLITS}
-    rows = {"dtype": config.dtype, "row_tokens": config.row_tokens, "vocab_size": tokenizer.vocab_size, "splits": splits}
+    rows = {"dtype": token_dtype(config), "row_tokens": config.row_tokens, "vocab_size": tokenizer.vocab_size, "splits": splits}
     write_json(out / "rows.json", rows)
     write_json(out / "report.json", report)
     return rows
+
+
+def token_dtype(config: TokenizeConfig) -> str:
+    """Little-endian type of a token on disk."""
+    return "<u2" if config.vocab_size <= 2**16 else "<u4"
 
 
 def count_rows(tokens: int, row_tokens: int) -> int:
@@ -57,11 +62,11 @@ def _encode_split(
         for document in read_documents(deduped / f"{split}.parquet"):
             ids = tokenizer.document_ids(document.text)
             round_trip(tokenizer, document.id, document.text, ids)
-            stream.write(np.array(ids, dtype=config.dtype).tobytes())
+            stream.write(np.array(ids, dtype=token_dtype(config)).tobytes())
             borders.append(borders[-1] + len(ids))
             text_bytes[document.domain] += len(document.text.encode())
             tokens[document.domain] += len(ids) - 2
-    np.array(borders[:-1], dtype="<i8").tofile(out / f"{split}.borders")
+    (out / f"{split}.borders").write_bytes(np.array(borders[:-1], dtype="<i8").tobytes())
     rows = count_rows(borders[-1], config.row_tokens)
     if not rows:
         remedy = "set tokenize.row_tokens lower, or collect more text"

@@ -15,6 +15,7 @@ from llm.data.hashing import mix
 RECALL = 0.99
 CHUNK = 4096
 FULL_BUCKET = 64
+NEIGHBOURS = 16
 
 _words = re.compile(r"\w+|[^\w\s]")
 _prime = np.uint64(0x100000001B3)
@@ -109,7 +110,7 @@ def _proposals(signatures: NDArray[np.uint32], rows: int) -> list[Pair]:
     for start in range(0, signatures.shape[1], rows):
         band = np.ascontiguousarray(signatures[:, start : start + rows])
         _, buckets = np.unique(band, axis=0, return_inverse=True)
-        found.update(pair for bucket in _shared(buckets) for pair in _pairs(bucket))
+        found.update(pair for bucket in _shared(buckets) for pair in _pairs(bucket, signatures, start))
     return sorted(found)
 
 
@@ -122,8 +123,17 @@ def _shared(buckets: NDArray[np.intp]) -> Iterator[list[int]]:
             yield members.tolist()
 
 
-def _pairs(bucket: list[int]) -> Iterator[Pair]:
-    """Everyone with everyone; in a crowd (boilerplate) everyone with the first, or the pairs would grow as the square."""
+def _pairs(bucket: list[int], signatures: NDArray[np.uint32], start: int) -> Iterator[Pair]:
+    """Everyone with everyone; in a crowd (boilerplate) everyone with the next few in a sorted order, or the pairs would grow as the square.
+
+    The order is that of the signatures read from the band on, so that the most alike stand together, and every
+    band that a pair shares sorts the crowd anew.
+
+    Source: the sorted neighbourhood method, Hernández & Stolfo 1995, The merge/purge problem for large databases.
+    """
     if len(bucket) <= FULL_BUCKET:
-        return combinations(bucket, 2)
-    return ((bucket[0], other) for other in bucket[1:])
+        yield from combinations(bucket, 2)
+        return
+    ordered = sorted(bucket, key=lambda member: np.roll(signatures[member], -start).tobytes())
+    for place, member in enumerate(ordered):
+        yield from ((min(member, other), max(member, other)) for other in ordered[place + 1 : place + 1 + NEIGHBOURS])

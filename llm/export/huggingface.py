@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from llm.artifact import write_json
 from llm.data.tokenizer import BOS, EOS
@@ -19,8 +18,8 @@ from llm.errors import ArtifactError
 from llm.export.card import write_card
 from llm.export.tokenizer import read_tokenizer, write_tokenizer
 from llm.model.config import ModelConfig
-from llm.model.decoder import Decoder
-from llm.model.weights import assemble, read_tensors
+from llm.model.decoder import Decoder, head_width
+from llm.model.weights import assemble, read_tensors, write_tensors
 
 OUTER_NAMES = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
 LAYER_NAMES = {
@@ -52,7 +51,7 @@ def write(model: Decoder, tokenizer_model: Path, folder: Path, *, card: dict[str
     names = weight_names(model.config)
     state = model.state_dict()
     weights = {theirs: state[ours].detach().to("cpu", torch.float32).contiguous() for ours, theirs in names.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", weights)
     write_config(model, tokenizer_model, folder)
     write_tokenizer(tokenizer_model, folder, context_tokens=model.config.max_positions)
     write_card(model, folder, card)
@@ -77,7 +76,7 @@ def _llama_config(model: Decoder) -> dict[str, Any]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": model.vocab_size,
-        "head_dim": config.head_dim,
+        "head_dim": head_width(config),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,

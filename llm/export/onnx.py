@@ -28,7 +28,7 @@ from llm.errors import ArtifactError
 from llm.export.config import ExportConfig
 from llm.export.huggingface import stop_ids, write_config
 from llm.export.tokenizer import write_tokenizer
-from llm.model.decoder import Decoder, count_parameters
+from llm.model.decoder import Decoder, count_parameters, head_width
 
 
 class FlatCacheDecoder(nn.Module):
@@ -137,7 +137,7 @@ def _example(model: Decoder) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     batch, sequence, past = Dim("batch", max=2**15), Dim("sequence", max=2**20), Dim("past", min=0, max=2**20)
     ids, positions = (torch.zeros(B, T, dtype=torch.int64, device=device) for _ in range(2))  # one tensor twice would become one input
     mask = torch.ones(B, P + T, dtype=torch.int64, device=device)
-    cache = [torch.zeros(B, config.num_kv_heads, P, config.head_dim, device=device) for _ in range(2 * config.num_layers)]
+    cache = [torch.zeros(B, config.num_kv_heads, P, head_width(config), device=device) for _ in range(2 * config.num_layers)]
     flat = {0: batch, 1: sequence}
     shapes = (flat, {0: batch, 1: Dim.DYNAMIC}, flat, [{0: batch, 2: past}] * len(cache))
     return (ids, mask, positions, cache), shapes
@@ -154,7 +154,7 @@ def genai_config(model: Decoder, ends: list[int]) -> dict[str, Any]:
     decoder = {
         "filename": "model.onnx",
         "session_options": {"provider_options": []},
-        "head_size": config.head_dim,
+        "head_size": head_width(config),
         "hidden_size": config.width,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,

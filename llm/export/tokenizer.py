@@ -56,7 +56,7 @@ def write_tokenizer(tokenizer_model: Path, folder: Path, *, context_tokens: int)
     converted = convert(source)
     _check_agreement(source, converted)
     shutil.copyfile(tokenizer_model, folder / "tokenizer.model")
-    converted.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(converted.to_str(pretty=True), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     names = dict(zip(("unk_token", "bos_token", "eos_token", "pad_token"), (*CONTROL, EOS_PIECE), strict=True))
     special = {**names, "additional_special_tokens": list(CHAT)}

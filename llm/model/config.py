@@ -23,10 +23,6 @@ class ModelConfig(Section):
     norm_epsilon: float = Field(default=1e-5, gt=0)
     tied_embeddings: bool = True
 
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.num_heads
-
     @model_validator(mode="after")
     def _divides(self) -> ModelConfig:
         if self.width % self.num_heads:
@@ -35,6 +31,7 @@ class ModelConfig(Section):
             raise ValueError(
                 f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}; set model.num_kv_heads to a divisor"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head width {self.head_dim} is odd, which RoPE can't rotate; set model.width to an even multiple of heads")
+        head_width = self.width // self.num_heads
+        if head_width % 2:
+            raise ValueError(f"head width {head_width} is odd, which RoPE can't rotate; set model.width to an even multiple of heads")
         return self

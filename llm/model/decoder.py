@@ -61,7 +61,7 @@ class Decoder(nn.Module):
             positions_BT = torch.arange(past_length, past_length + T, device=tokens_BT.device)[None]
         if mask is None and past_length:
             mask = torch.ones(T, past_length + T, dtype=torch.bool, device=tokens_BT.device).tril(past_length)
-        rotation = rope(positions_BT, self.config.head_dim, self.config.rope_theta)
+        rotation = rope(positions_BT, head_width(self.config), self.config.rope_theta)
         x_BTD, present = self.embedding(tokens_BT), []
         for layer, block in enumerate(self.blocks):
             x_BTD, keys_values = block(x_BTD, rotation, past[layer] if past else None, mask)
@@ -93,11 +93,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.query = nn.Linear(config.width, config.num_heads * config.head_dim, bias=False)
-        self.key = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, head_width(config)
+        self.query = nn.Linear(config.width, self.num_heads * self.head_dim, bias=False)
+        self.key = nn.Linear(config.width, self.num_kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(config.width, self.num_kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(self.num_heads * self.head_dim, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation, past: KeysValues | None, mask: Tensor | None) -> tuple[Tensor, KeysValues]:
         B, T, _ = x_BTD.shape
@@ -131,6 +131,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+def head_width(config: ModelConfig) -> int:
+    """C, the model width shared out among the query heads."""
+    return config.width // config.num_heads
 
 
 def rope(positions_BT: Tensor, head_dim: int, theta: float) -> Rotation:

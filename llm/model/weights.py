@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from llm.artifact import write_json
 from llm.errors import ArtifactError
 from llm.model.config import ModelConfig
 from llm.model.decoder import Decoder
@@ -26,9 +27,17 @@ def save(model: Decoder, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tied_embeddings:
         del weights["head.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"model": model.config.model_dump(mode="json"), "vocab_size": model.vocab_size}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_tensors(folder / "model.safetensors", weights)
+    write_json(folder / "config.json", {"model": model.config.model_dump(mode="json"), "vocab_size": model.vocab_size})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors by name as a safetensors file.
+
+    Written by Python and not by `save_file`, whose own error would hide that the disk is full; the price is a
+    second copy of the weights in memory for as long as it takes.
+    """
+    path.write_bytes(safetensors_torch.save(tensors, metadata={"format": "pt"}))
 
 
 def load(folder: Path) -> Decoder:
@@ -52,7 +61,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, by name."""
     try:
-        return load_file(path)
+        return safetensors_torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtifactError("weights can't be read", value=f"{path} ({error})", remedy=REMEDY) from error
 

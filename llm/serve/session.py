@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from llm.errors import ArtifactError
 from llm.serve.folder import REMEDY, ModelFolder
+
+# What onnxruntime raises for a graph that it can't load; these have no base of their own.
+BAD_GRAPH = (
+    native.EPFail,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotImplemented,
+    native.RuntimeException,
+)
 
 Cache = list[ort.OrtValue]  # per layer: keys, then values, [batch, kv_heads, past, head_dim]
 
@@ -22,7 +35,7 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(str(folder.path / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        except RuntimeException as error:
+        except BAD_GRAPH as error:
             raise ArtifactError("graph can't be loaded", value=f"{folder.path} ({error})", remedy=REMEDY) from error
         kinds = [f"{layer}.{kind}" for layer in range(folder.num_layers) for kind in ("key", "value")]
         self._past_names = [f"past_key_values.{kind}" for kind in kinds]

@@ -1,7 +1,7 @@
 """Checkpoints: what a run continues from after a lost worker or a killed driver.
 
-    checkpoints/step-00000040/      shards of torch.distributed.checkpoint, history.jsonl, manifest.json
-    checkpoints/.tmp-step-00000080/ what an attempt is writing; nobody reads it
+    checkpoints/step-00000040/            shards of torch.distributed.checkpoint, history.jsonl, manifest.json
+    checkpoints/.tmp-step-00000080-<id>/  what an attempt is writing; nobody reads it
 
 Randomness and the sample stream are pure functions of (seed, step, rank), and the learning rate of the step:
 the manifest's `seed` and `step` are their whole state.
@@ -14,6 +14,7 @@ import fcntl
 import json
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,12 +50,23 @@ class Checkpoints:
 
         Raises: ArtifactError if the disk is full or read-only, or what was written doesn't verify.
         """
-        temporary, final = self.folder / f".tmp-step-{step:08d}", self.folder / f"step-{step:08d}"
+        final = self.folder / f"step-{step:08d}"
         with artifact.named_errors(self.folder):
-            self.world.first(lambda: _empty(temporary))
+            temporary = self.world.first(lambda: self._temporary(final.name))
             weights, moments = get_state_dict(model, optimizers)
             _write({"model": weights, "optimizer": moments}, temporary, self.world)
             self.world.first(lambda: self._commit(step, temporary, final, history))
+
+    def _temporary(self, name: str) -> Path:
+        """A new folder that no other attempt knows, not even one whose driver is gone and whose workers write on.
+
+        Whatever else lies unfinished is removed: rank 0 calls this, alone, and holds the job's lock.
+        """
+        for left in self.folder.glob(".tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = self.folder / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir(parents=True)
+        return temporary
 
     def _commit(self, step: int, temporary: Path, final: Path, history: list[dict[str, Any]]) -> None:
         write_history(temporary / HISTORY, history)
@@ -104,7 +116,10 @@ def _write(state: dict[str, Any], folder: Path, world: World) -> None:
             state_dict_saver.save(state, checkpoint_id=folder, no_dist=world.size == 1)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
-        raise cause from error
+        if not isinstance(cause, RuntimeError):
+            raise cause from error
+        remedy = "free space, or set TRAINYARD_HOME to a larger disk"  # torch keeps the system's own reason to itself
+        raise ArtifactError("checkpoint can't be written", value=f"{folder} ({cause})", remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -123,11 +138,6 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The records that `write_history` wrote."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 @contextlib.contextmanager

@@ -22,11 +22,6 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="of AdamW")
     weight_decay: float = Field(default=0.1, ge=0, description="of matrices; norms and other vectors never decay")
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """Of the optimizer that moves most of the model; what curves show."""
-        return self.muon_learning_rate if self.kind == "muon" else self.adamw_learning_rate
-
     @model_validator(mode="after")
     def _betas_are_shares(self) -> OptimizerConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -55,7 +50,6 @@ class TrainConfig(Section):
     validation_rows: int = Field(default=256, ge=0, description="rows of the validation split per pass; 0 never validates")
     checkpoint_every_steps: int = Field(default=200, ge=1)
     keep_checkpoints: int = Field(default=2, ge=2, description="never below 2: one is kept until the next has verified")
-    max_recoveries: int = Field(default=3, ge=0, description="lost workers that a run survives")
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
@@ -83,6 +77,7 @@ class ClusterConfig(Section):
     dashboard: bool = Field(default=False, description="of a Ray that is started for this run")
     start_timeout_seconds: int = Field(default=120, ge=1, description="longest wait for a worker group")
     collective_timeout_seconds: int = Field(default=600, ge=1, description="longest wait of a worker for the others")
+    max_recoveries: int = Field(default=3, ge=0, description="lost workers that a training survives")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often Ray looks after its workers")
 
     @property

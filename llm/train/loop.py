@@ -56,7 +56,7 @@ class TrainJob:
                 "model": self.model.model_dump(mode="json"),
                 "train": self.train.model_dump(mode="json"),
                 "seed": self.seed,
-                "rows": artifact.sha256_file(self.rows / "rows.json"),
+                "rows": {path.name: artifact.sha256_file(path) for path in (self.rows / "rows.json", *self.rows.glob("train.*"))},
                 "initial": artifact.sha256_file(self.initial / "model.safetensors") if self.initial else None,
             }
         )
@@ -85,7 +85,8 @@ class Attempt:
         self.dtype = precision.resolve(job.train.precision, world.device)
         self.model = initial_model(job, self.rows.vocab_size).to(world.device).train()
         self.optimizers = optimizer.build(self.model, job.train.optimizer)
-        self.checkpoints = Checkpoints(job.work / "checkpoints", job.fingerprint, job.seed, job.train.keep_checkpoints, world)
+        fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
+        self.checkpoints = Checkpoints(job.work / "checkpoints", fingerprint, job.seed, job.train.keep_checkpoints, world)
         self.history = self.checkpoints.restore(self.model, self.optimizers)
         self.replica = distribute(self.model, world, lambda replica: self.nats(replica, *self.load(self.rows, np.zeros(1, dtype=np.int64))))
 
@@ -119,7 +120,7 @@ class Attempt:
             each.step()
         self.model.zero_grad()
         seen = self.history[-1]["tokens"] if self.history else 0
-        rate = share * config.optimizer.peak_learning_rate
+        rate = share * optimizer.peak_learning_rate(config.optimizer)
         return {"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets}
 
     def accumulate(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, int]:

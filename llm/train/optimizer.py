@@ -47,6 +47,11 @@ def _split(model: nn.Module, config: OptimizerConfig) -> tuple[list[Parameter], 
     return muon, decaying, others
 
 
+def peak_learning_rate(config: OptimizerConfig) -> float:
+    """Of the optimizer that moves most of the model; what curves show."""
+    return config.muon_learning_rate if config.kind == "muon" else config.adamw_learning_rate
+
+
 def set_learning_rates(optimizers: list[Optimizer], share: float) -> None:
     """Put every group at this share of its peak."""
     for optimizer in optimizers:

@@ -56,19 +56,30 @@ class World:
         return values
 
     def first(self, compute: Callable[[], Any]) -> Any:
-        """What rank 0 computes, on every worker; where it fails, all fail alike and none is left waiting."""
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = compute()
-            except (TrainyardError, OSError) as error:
-                outcome[1] = error
+        """What rank 0 computes, on every worker; where it fails, all fail alike and none is left waiting.
+
+        Other failures than ours and the system's can't be counted on to survive pickling: of those the others get the news only.
+        """
+        if self.rank > 0:
+            value, failure = self._from_first([None, None])
+            if failure is not None:
+                raise failure
+            return value
+        outcome: list[Any] = [None, RuntimeError("worker 0 failed, and its own error says why")]
+        try:
+            outcome = [compute(), None]
+        except (TrainyardError, OSError) as error:
+            outcome = [None, error]
+            raise
+        finally:
+            self._from_first(outcome)
+        return outcome[0]
+
+    def _from_first(self, outcome: list[Any]) -> list[Any]:
+        """Rank 0's list, on every worker."""
         if self.size > 1:
             dist.broadcast_object_list(outcome, device=self.device)
-        value, failure = outcome
-        if failure is not None:
-            raise failure
-        return value
+        return outcome
 
 
 def distribute(model: nn.Module, world: World, rehearse: Callable[[nn.Module], Tensor]) -> nn.Module:

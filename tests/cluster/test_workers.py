@@ -48,7 +48,6 @@ def make_job(rows: Path, work: Path, **optimizer: object) -> TrainJob:
         "schedule": {"warmup_steps": 2},
         "precision": "fp32",
         "checkpoint_every_steps": 10,
-        "max_recoveries": 1,
     }
     return TrainJob(rows, model, TrainConfig.model_validate(settings), 5, work)
 

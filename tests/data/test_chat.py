@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm.artifact import canonical
+from llm.artifact import canonical, named_errors
 from llm.data.chat import build, shuffled, snapshot
 from llm.data.config import ChatConfig
 from llm.data.docstrings import DESCRIBE, IMPLEMENT, Function, conversation, functions
@@ -18,7 +18,7 @@ from llm.data.rows import IGNORED, Rows
 from llm.data.split import SPLITS
 from llm.data.template import Conversation, Turn, encode, prompt_ids, turns
 from llm.data.tokenizer import ASSISTANT, BOS, END, EOS, USER, Tokenizer
-from llm.errors import DataError, SourceError
+from llm.errors import ArtifactError, DataError, SourceError
 
 from .conftest import CHAT
 
@@ -220,3 +220,10 @@ def test_a_file_of_pairs_is_observed(tmp_path: Path) -> None:
     assert snapshot(ChatConfig()) == {}
     with pytest.raises(SourceError, match=r"finetune\.chat\.source"):
         snapshot(ChatConfig(source=str(tmp_path / "gone.jsonl")))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "mask", "borders"])
+def test_a_full_disk_is_named(stages: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"train.{kind}").symlink_to("/dev/full")
+    with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
+        build(stages["dedup"], stages["tokenize"], tmp_path, CHAT)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, TokenizeConfig
+from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, HuggingFaceSource, TokenizeConfig
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig,
         (ChatConfig, {"min_answer_characters": 5000}, r"set finetune\.chat\.min_answer_characters"),
         (ChatConfig, {"test_share": 0.97}, r"set finetune\.chat\.validation_share"),
         (CollectConfig, {"sources": [{"kind": "web", "path": "x"}]}, "'files', 'huggingface', 'installed'"),
+        (HuggingFaceSource, {"path": "./x", "revision": "0" * 40}, r"leave collect\.sources\.revision"),
         (TokenizeConfig, {"vocab_size": 100}, "greater than or equal to 300"),
     ],
 )

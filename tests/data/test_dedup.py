@@ -13,7 +13,7 @@ from datasketch import MinHash
 from llm.data.config import DedupConfig
 from llm.data.dedup import dedup
 from llm.data.document import Document, read_documents, write_shards
-from llm.data.similarity import jaccard, roots, shingles, signature, similar_pairs, words
+from llm.data.similarity import NEIGHBOURS, _proposals, jaccard, roots, shingles, signature, similar_pairs, words
 from llm.errors import DataError
 
 WORDS = [f"word{number}" for number in range(2000)]
@@ -87,8 +87,21 @@ def test_roots_join_chains_whatever_their_order() -> None:
 def test_crowded_buckets_stay_linear() -> None:
     crowd = [SETS[0]] * 300
     pairs = list(similar_pairs(crowd, threshold=0.8, at_least=0.5, permutations=32))
-    assert len(pairs) == 299
+    assert 299 <= len(pairs) <= 300 * NEIGHBOURS
     assert set(roots(300, ((i, j) for i, j, _ in pairs))) == {0}
+
+
+def test_near_copies_in_a_crowd_are_proposed_whoever_stands_first() -> None:
+    """200 signatures agree in the first band alone; the first is unlike the rest, which are scattered pairs of near copies."""
+    random = np.random.default_rng(0)
+    places = random.permutation(np.arange(1, 201)).reshape(100, 2)
+    signatures = random.integers(2**32, size=(201, 16), dtype=np.uint32)
+    signatures[places[:, 1]] = signatures[places[:, 0]]
+    signatures[places[:, 1], 7::4] += 1  # in every band but the first, one value of a pair differs
+    signatures[:, :4] = 1
+    found = _proposals(signatures, rows=4)
+    assert {(low, high) for low, high in np.sort(places).tolist()} <= set(found)
+    assert len(found) <= 201 * NEIGHBOURS
 
 
 def corpus() -> list[Document]:

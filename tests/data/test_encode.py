@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm.artifact import named_errors
 from llm.data.config import TokenizeConfig
 from llm.data.document import Document, read_documents, write_documents
-from llm.data.encode import tokenize
+from llm.data.encode import token_dtype, tokenize
 from llm.data.rows import Rows
 from llm.data.split import SPLITS
 from llm.data.tokenizer import BOS, EOS, Tokenizer
-from llm.errors import DataError
+from llm.errors import ArtifactError, DataError
 
 
 def test_the_stream_is_every_document_between_its_borders(stages: dict[str, Path]) -> None:
@@ -55,7 +56,7 @@ def test_rows_longer_than_the_data_name_the_setting(stages: dict[str, Path], tmp
 
 
 def test_large_vocabularies_take_four_bytes() -> None:
-    assert [TokenizeConfig(vocab_size=size).dtype for size in (65_536, 65_537)] == ["<u2", "<u4"]
+    assert [token_dtype(TokenizeConfig(vocab_size=size)) for size in (65_536, 65_537)] == ["<u2", "<u4"]
 
 
 def test_the_stage_is_deterministic(stages: dict[str, Path], tmp_path: Path) -> None:
@@ -78,3 +79,12 @@ def test_batches_are_rows_of_the_stream(stages: dict[str, Path]) -> None:
     assert (rows.row_tokens, rows.vocab_size) == (128, 1000)
     with pytest.raises(DataError, match="no split named dev"):
         Rows.open(stages["tokenize"], "dev")
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "train.borders"])
+def test_a_full_disk_is_named(stages: dict[str, Path], tmp_path: Path, name: str) -> None:
+    from .conftest import TOKENIZE
+
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
+        tokenize(stages["dedup"], tmp_path, TOKENIZE)

@@ -13,6 +13,7 @@ import transformers
 import yaml
 from safetensors import safe_open
 
+from llm.artifact import named_errors
 from llm.errors import ArtifactError
 from llm.export import huggingface
 from llm.model.decoder import Decoder, count_parameters
@@ -88,3 +89,10 @@ def test_weights_of_another_size_are_refused(exported: Any, tmp_path: Path) -> N
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="weights don't fit"):
         huggingface.read(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_full_disk_is_named(exported: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
+        huggingface.write(exported.model, exported.tokenized / "tokenizer.model", tmp_path, card={"name": "x"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llm.artifact import named_errors
 from llm.errors import ArtifactError
 from llm.model.config import ModelConfig
 from llm.model.decoder import Decoder, count_parameters
@@ -53,3 +54,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 51}))
     with pytest.raises(ArtifactError, match="weights don't fit the model's sizes"):
         load(tmp_path)
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("/dev/full")
+    with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
+        save(a_model(tied=True), tmp_path)

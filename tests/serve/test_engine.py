@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from llm.errors import ArtifactError
@@ -79,4 +80,25 @@ def test_another_models_tokenizer_is_refused(folder: Path, tmp_path: Path) -> No
     config = json.loads((copy / "config.json").read_text()) | {"vocab_size": 601}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="600 pieces, 601 embeddings"):
+        Engine(copy, model_id="small")
+
+
+@pytest.mark.parametrize("damage", ["operator", "input", "weights", "cycle", "version"])
+def test_a_graph_that_onnxruntime_refuses_is_named(folder: Path, tmp_path: Path, damage: str) -> None:
+    copy = shutil.copytree(folder / "onnx", tmp_path / "onnx")
+    model = onnx.load(copy / "model.onnx")
+    node = model.graph.node[0]
+    match damage:
+        case "operator":
+            node.op_type, node.domain = "Unheard", ""
+        case "input":
+            node.input[0] = "nowhere"
+        case "weights":
+            model.graph.initializer[0].raw_data = b"short"
+        case "cycle":
+            node.input[0] = model.graph.node[-1].output[0]
+        case "version":
+            model.ir_version = 10_000
+    onnx.save(model, copy / "model.onnx")
+    with pytest.raises(ArtifactError, match=r"(?s)graph can't be loaded.*run export again"):
         Engine(copy, model_id="small")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import state_dict_saver
 
 from llm.errors import ArtifactError
-from llm.train.checkpoint import sole_writer
+from llm.train.checkpoint import _write, sole_writer
 from llm.train.loop import TrainJob, train
 from llm.train.parallel import World
 
@@ -61,13 +65,44 @@ def spoil(path: Path, damage: str) -> None:
         path.write_bytes(content)
 
 
-def test_an_unfinished_one_is_not_read(make_job: JobMaker) -> None:
+def test_an_unfinished_one_is_not_read_and_swept(make_job: JobMaker) -> None:
     job = make_job()
-    unfinished = job.work / "checkpoints" / ".tmp-step-00000004"
+    unfinished = job.work / "checkpoints" / ".tmp-step-00000003-dead"
     unfinished.mkdir(parents=True)
     (unfinished / "__0_0.distcp").write_bytes(b"half")
     train(job)
     assert checkpoints(job) == ["step-00000008", "step-00000012"]
+
+
+def test_no_two_attempts_write_into_one_folder(make_job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that outlived its driver may write its share of a step late, while the next attempt writes the same step."""
+    written: list[Path] = []
+    save = state_dict_saver.save
+
+    def late(state: Any, *, checkpoint_id: Path, no_dist: bool) -> None:
+        for earlier in written:
+            earlier.mkdir(exist_ok=True)
+            (earlier / "__1_0.distcp").write_bytes(b"late")
+        written.append(checkpoint_id)
+        save(state, checkpoint_id=checkpoint_id, no_dist=no_dist)
+
+    monkeypatch.setattr(state_dict_saver, "save", late)
+    job = make_job()
+    for _ in range(2):
+        train(job)
+        for step in (job.work / "checkpoints").glob("step-*"):
+            assert not (step / "__1_0.distcp").exists()
+            shutil.rmtree(step)
+    assert len(set(written)) == len(written) == 6
+
+
+@pytest.mark.parametrize("name", ["rows.json", "train.tokens", "train.mask"])
+def test_other_rows_are_another_job(masked_rows: Path, make_job: JobMaker, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(masked_rows, tmp_path / "rows")
+    before = make_job(rows=copy).fingerprint
+    assert before == make_job(rows=masked_rows).fingerprint
+    (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+    assert make_job(rows=copy).fingerprint != before
 
 
 def test_a_second_group_waits_then_gives_up(tmp_path: Path) -> None:
@@ -83,3 +118,13 @@ def test_a_work_folder_that_cannot_be_made_is_named(make_job: JobMaker, tmp_path
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ArtifactError, match="TRAINYARD_HOME"):
         train(make_job("file/work"))
+
+
+def test_a_disk_that_ends_in_the_middle_of_a_tensor_is_named(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
+    try:
+        with pytest.raises(ArtifactError, match=r"(?s)checkpoint can't be written.*free space"):
+            _write({"weight": torch.zeros(100_000)}, tmp_path / "step", World(0, 1, torch.device("cpu")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -66,7 +66,9 @@ def _files(source: FilesSource) -> list[tuple[str, Path]]:
             raise RecipeError("unknown kind of file", value=root.name, remedy=f"set collect.sources.path to one of {' '.join(READERS)}")
         return [(root.name, root)]
     if not root.is_dir():
-        raise SourceError("no such file or folder", value=source.path, remedy="set collect.sources.path to one that exists")
+        raise SourceError(
+            "no such file or folder", transient=False, value=source.path, remedy="set collect.sources.path to one that exists"
+        )
     paths = (path for path in root.rglob("*") if _kind(path) in READERS and path.is_file())
     matching = (path for path in paths if any(fnmatch(path.name, pattern) for pattern in source.patterns))
     return sorted((path.relative_to(root.parent).as_posix(), path) for path in matching)

@@ -16,7 +16,7 @@ from llm.errors import RecipeError, SourceError
 
 def snapshot(source: HuggingFaceSource) -> dict[str, Any]:
     """The commit of a hub data set; name, size and sha256 of the files of a local one."""
-    if not source.local:
+    if not is_local(source):
         return {"kind": source.kind, "path": source.path, "revision": source.revision}
     root = _root(source)
     files = ((path.relative_to(root.parent).as_posix(), path) for path in root.rglob("*") if path.is_file())
@@ -25,7 +25,7 @@ def snapshot(source: HuggingFaceSource) -> dict[str, Any]:
 
 def read(source: HuggingFaceSource) -> Iterator[Document | Quarantined]:
     """The records in the data set's order, up to the caps. Ids are `huggingface:<name>/<split>#<number>`."""
-    name = _root(source).name if source.local else source.path
+    name = _root(source).name if is_local(source) else source.path
     prefix = "/".join(part for part in (name, source.name, source.split) if part)
     size_bytes = 0
     for number, record in enumerate(islice(_records(source), source.max_documents)):
@@ -37,6 +37,11 @@ def read(source: HuggingFaceSource) -> Iterator[Document | Quarantined]:
         yield found
 
 
+def is_local(source: HuggingFaceSource) -> bool:
+    """Whether it is a folder: its section has refused a data set of the hub without a commit, and a folder with one."""
+    return source.revision is None
+
+
 def _records(source: HuggingFaceSource) -> Iterable[dict[str, Any]]:
     """Records of the split. Nothing that comes with the data is executed: `datasets` from 4.0 on refuses loading scripts.
 
@@ -46,11 +51,11 @@ def _records(source: HuggingFaceSource) -> Iterable[dict[str, Any]]:
     """
     import datasets  # takes two seconds, which a cached run need not spend
 
-    path = str(_root(source)) if source.local else source.path
-    if source.local and any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json")):
+    path = str(_root(source)) if is_local(source) else source.path
+    if is_local(source) and any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json")):
         saved = datasets.load_from_disk(path)
         return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
-    streaming = source.streaming or source.local
+    streaming = source.streaming or is_local(source)
     try:
         return datasets.load_dataset(path, source.name, split=source.split, revision=source.revision, streaming=streaming)
     except ConnectionError as error:
@@ -66,5 +71,5 @@ def _root(source: HuggingFaceSource) -> Path:
     """
     root = Path(source.path).expanduser().resolve()
     if not root.is_dir():
-        raise SourceError("no such folder", value=source.path, remedy="set collect.sources.path to one that exists")
+        raise SourceError("no such folder", transient=False, value=source.path, remedy="set collect.sources.path to one that exists")
     return root
