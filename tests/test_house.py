@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,10 @@ def test_ci_and_house_files_are_there() -> None:
         "deployments/prefect.yaml",
     ):
         assert (ROOT / name).is_file(), name
+
+
+def test_nothing_tells_whose_machine_this_was_written_on() -> None:
+    private = re.compile("/(?:" + "|".join(("root", "work", "home", "Users")) + r")/[a-z]")
+    files = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+    texts = {name: (ROOT / name).read_text(errors="replace") for name in files if not name.endswith(".png")}
+    assert {name: found.group() for name, text in texts.items() if (found := private.search(text))} == {}

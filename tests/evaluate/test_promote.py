@@ -134,7 +134,9 @@ def test_a_champion_that_cannot_be_scored_stops_the_decision(yard: Yard, damage:
         shutil.rmtree(champion[0].path)
     else:
         (champion[0].path / "huggingface" / "config.json").write_text("{}")
-    with pytest.raises(PromotionError, match=r"files of tiny-base version 1 are gone or have changed: .*; bring its files back, or .*--rollback"):
+    with pytest.raises(
+        PromotionError, match=r"files of tiny-base version 1 are gone or have changed: .*; bring its files back, or .*--rollback"
+    ):
         yard.promote(*candidate)
     assert yard.registry.champion(NAME).number == 1
 
