@@ -39,7 +39,9 @@ class Up:
         return answer.stdout
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return httpx.post(f"{self.url}/{path}", json=body, timeout=30).raise_for_status().json()
+        token = httpx.get(f"{self.url}/csrf-token", params={"client": "test"}, timeout=30).raise_for_status().json()["token"]
+        headers = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"}
+        return httpx.post(f"{self.url}/{path}", json=body, headers=headers, timeout=30).raise_for_status().json()
 
     def processes(self) -> dict[str, psutil.Process]:
         found = [json.loads(path.read_text()) for path in (self.yard.home / "processes").glob("*.json")]
@@ -59,6 +61,12 @@ def test_up_prints_addresses_that_answer(up: Up) -> None:
     assert httpx.get(f"{up.url}/health", timeout=10).json() is True
     assert "Ray Dashboard" in httpx.get(up.dashboard, timeout=10).text
     assert {"prefect-server", "prefect-worker", "ray"} == up.processes().keys()
+
+
+def test_pages_of_other_origins_are_kept_out(up: Up) -> None:
+    assert httpx.post(f"{up.url}/flows/filter", json={}, timeout=30).status_code == 403
+    foreign = httpx.get(f"{up.url}/health", headers={"Origin": "http://evil.example"}, timeout=30)
+    assert "access-control-allow-origin" not in foreign.headers
 
 
 def test_up_again_starts_nothing(up: Up) -> None:
