@@ -20,10 +20,15 @@ from tasks.train import pretrain as pretrain_stage
 def pretrain(recipe: str = "tiny", overrides: dict[str, Any] | None = None) -> str:
     """Raw text to a registered base model."""
     with session("pretrain", recipe, overrides) as run:
-        prepare_data(run)
-        execute(run, pretrain_stage, "base")
-        release(run, "base")
+        base_model(run)
     return str(run.folder)
+
+
+def base_model(run: Run) -> None:
+    """The stages from raw text to a registered base model."""
+    prepare_data(run)
+    execute(run, pretrain_stage, "base")
+    release(run, "base")
 
 
 def release(run: Run, group: str) -> None:
