@@ -9,29 +9,29 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm.artifact import Ref
-    from llm.run import Run
+    from llm.artifact import Ref, Store
+    from llm.recipe import Recipe
 
 
-def sources(run: Run, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+def sources(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
     """Names, sizes and hashes of all that `collect` would read."""
     from llm.data.collect import snapshot
 
-    return snapshot(run.recipe.collect)
+    return snapshot(recipe.collect)
 
 
-def pairs(run: Run, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+def pairs(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
     """The hash of the file of conversations, where the recipe names one."""
     from llm.data.chat import snapshot
 
-    return snapshot(run.recipe.finetune.chat)
+    return snapshot(recipe.finetune.chat)
 
 
-def champion(run: Run, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+def champion(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
     """Which champion a candidate would meet; what it met then, if the candidate has become the champion since."""
     from llm.registry import of_store
 
-    standing = of_store(run.store).standing(model_name(run.recipe.name, node))
+    standing = of_store(store).standing(model_name(recipe.name, node))
     if standing["digest"] == parents["exported"].digest:
         return dict(standing["met"])
     return {"champion": standing["version"], "generation": standing["generation"]}

@@ -40,7 +40,9 @@ class Run:
 
     def job(self, node: str) -> Job:
         """The next job; its parents must have been recorded."""
-        return job(self, node, {role: self.done[parent].ref for role, parent in GRAPH[node].parents.items()})
+        return job(
+            self.recipe, self.store, self.folder, node, {role: self.done[parent].ref for role, parent in GRAPH[node].parents.items()}
+        )
 
     def record(self, node: str, artifact: Artifact, *, state: str, seconds: float) -> None:
         """Note that a node's artifact is there, `computed` now or `cached` from before."""

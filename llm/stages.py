@@ -10,17 +10,15 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from llm import observe
-from llm.artifact import Ref, sha256_of
+from llm.artifact import Ref, Store, sha256_of
 from llm.code import code_digests
+from llm.recipe import Recipe
 
-if TYPE_CHECKING:
-    from llm.run import Run
-
-
-Observer = Callable[["Run", str, Mapping[str, Ref]], dict[str, Any]]
+Observer = Callable[[Recipe, Store, str, Mapping[str, Ref]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -97,20 +95,20 @@ class Job:
     run: str  # the run's folder
 
 
-def job(run: Run, node: str, parents: Mapping[str, Ref]) -> Job:
+def job(recipe: Recipe, store: Store, run_folder: Path, node: str, parents: Mapping[str, Ref]) -> Job:
     """The job of a node whose parents' artifacts are known."""
     name = GRAPH[node].stage
     stage = STAGES[name]
-    recipe = run.recipe.model_dump(mode="json")
+    settings = recipe.model_dump(mode="json")
     ingredients = {
         "code": code_digests(*stage.code),
-        "config": {path: _setting(recipe, path) for path in stage.reads},
+        "config": {path: _setting(settings, path) for path in stage.reads},
         "parents": {role: parent.digest for role, parent in parents.items()},
         "packages": {package: importlib.metadata.version(package) for package in stage.packages},
-        "observed": stage.observes(run, node, parents) if stage.observes else {},
+        "observed": stage.observes(recipe, store, node, parents) if stage.observes else {},
     }
     key = sha256_of({"stage": name, "group": node.split(".")[0], **ingredients})[:20]
-    return Job(node, name, key, ingredients, dict(parents), recipe, str(run.store.root), str(run.folder))
+    return Job(node, name, key, ingredients, dict(parents), settings, str(store.root), str(run_folder))
 
 
 def _setting(recipe: Mapping[str, Any], path: str) -> Any:
