@@ -71,7 +71,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for group, exports in summary["exports"].items():
         console.print(f"{group}: {exports['onnx']}")
     console.print(f"report: {summary['report']}")
-    console.print(f"{summary['wall_seconds']:.1f} s; serve it: trainyard serve champion")
+    console.print(f"{summary['wall_seconds']:.1f} s" + ("; serve it: trainyard serve champion" if summary["exports"] else ""))
 
 
 @app.command

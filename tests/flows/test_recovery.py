@@ -114,7 +114,8 @@ def assert_clean_and_equal(drill: Drill, finished: Any) -> None:
     assert set(tasks) <= {"COMPLETED", "CRASHED"}
     states = [json.loads(path.read_text())["state"] for path in sorted((home / "runs").glob("2*/summary.json"))]
     assert sorted(states) == ["completed"] + ["crashed"] * len(drill.landed)
-    assert [process for process in drill.family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    _, alive = psutil.wait_procs(drill.family, timeout=90)  # Ray's agents look for their dead parent now and then
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def run_drill(finished: Any, folder: Path, kills: list[Kill], seed: int) -> Drill:
