@@ -311,10 +311,12 @@ def champion_to_serve(store: Store, name: str = "") -> Version:
     found = [champion for champion in champions(store) if not name or champion.name == name]
     if not found:
         raise PromotionError("no champion", value=name or "in this registry", remedy="run `trainyard run lifecycle` first")
-    here = [champion for champion in found if champion.path.is_dir()]
-    if not here:
-        raise PromotionError("champion's files are gone", value=found[0].path, remedy="run the same recipe again")
-    chosen = max(here, key=lambda champion: (champion.name.endswith("-chat"), champion.path.stat().st_mtime_ns))
+    wanted = [champion for champion in found if champion.name.endswith("-chat")] or found
+    if gone := [champion for champion in wanted if not champion.path.is_dir()]:
+        raise PromotionError(
+            "champion's files are gone", value=gone[0].path, remedy="run the same recipe again, or choose another with --name"
+        )
+    chosen = max(wanted, key=lambda champion: champion.path.stat().st_mtime_ns)
     chosen.verify(f"run the same recipe again, or go back: trainyard promote --rollback {chosen.name}")
     return chosen
 

@@ -263,6 +263,16 @@ def test_the_folder_to_serve_is_the_newest_chat_champion(registry: Registry, tmp
         champion_to_serve(Store(tmp_path), "tiny-base")
 
 
+def test_a_lost_chat_champion_is_not_replaced_in_silence(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    for name in ("tiny-chat", "tiny-base"):
+        registry.promote(name, add(registry, name, name).number)
+    shutil.rmtree(export(registry, "tiny-chat").path)
+    with pytest.raises(PromotionError, match="champion's files are gone: .*; run the same recipe again, or choose another with --name"):
+        champion_to_serve(Store(tmp_path))
+    assert champion_to_serve(Store(tmp_path), "tiny-base").name == "tiny-base"
+
+
 @pytest.mark.parametrize("how", ["changed", "replaced"])
 def test_only_the_registered_files_are_served(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
