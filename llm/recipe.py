@@ -17,10 +17,11 @@ from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig,
 from llm.errors import RecipeError
 from llm.evaluate.config import EvaluateConfig, PromoteConfig
 from llm.export.config import ExportConfig
-from llm.model.config import ModelConfig
+from llm.model.config import ARCHITECTURES, ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
 
 RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
+KINDS = ("files", "huggingface", "installed", *ARCHITECTURES)  # pydantic's names for the alternatives of a section; no keys of a recipe
 
 
 class FinetuneConfig(Section):
@@ -147,7 +148,7 @@ def _override(values: dict[str, Any], setting: str, value: Any) -> None:
 def _explained(error: ValidationError, values: Any, text: str, path: Path, overrides: Mapping[str, Any]) -> RecipeError:
     """The first validation error as one line a person can act on."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if not (isinstance(part, str) and part in ("files", "huggingface", "installed"))]
+    location = [part for part in first["loc"] if not (isinstance(part, str) and part in KINDS)]
     setting = ".".join(str(part) for part in location)
     touched = [name for name in overrides if f"{name}.".startswith(f"{setting}.") or not setting]
     where = f"--set {' '.join(touched)}" if touched else f"{path.name} line {_line(text, location)}"
@@ -158,7 +159,7 @@ def _explained(error: ValidationError, values: Any, text: str, path: Path, overr
     if first["type"] == "missing":
         return RecipeError(f"missing key in {where}", value=setting, remedy=f"set {setting}")
     message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "value_error":
+    if first["type"] in ("value_error", "unknown_architecture"):
         return RecipeError(f"{message} ({where})")
     given = json.dumps(first["input"], default=str, ensure_ascii=False)
     return RecipeError(f"wrong value in {where}", value=f"{setting} = {given[:60]}", remedy=message[:1].lower() + message[1:])

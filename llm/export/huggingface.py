@@ -17,7 +17,7 @@ from llm.data.tokenizer import BOS, EOS
 from llm.errors import ArtifactError
 from llm.export.card import write_card
 from llm.export.tokenizer import read_tokenizer, write_tokenizer
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder, head_width
 from llm.model.weights import assemble, read_tensors, write_tensors
 
@@ -98,18 +98,18 @@ def read(folder: Path) -> Decoder:
     return assemble(config, vocab_size, {ours.get(name, name): tensor for name, tensor in theirs.items()})
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, int]:
+def _read_config(path: Path) -> tuple[DecoderConfig, int]:
     remedy = "export the model again"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["architectures"] != ["LlamaForCausalLM"]:
             raise ArtifactError("unknown architecture", value=document["architectures"], remedy="only LlamaForCausalLM can be read")
-        return ModelConfig(**{ours: document[theirs] for ours, theirs in CONFIG_NAMES.items()}), int(document["vocab_size"])
+        return DecoderConfig(**{ours: document[theirs] for ours, theirs in CONFIG_NAMES.items()}), int(document["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ArtifactError("config.json can't be read", value=f"{path} ({error})", remedy=remedy) from error
 
 
-def weight_names(config: ModelConfig) -> dict[str, str]:
+def weight_names(config: DecoderConfig) -> dict[str, str]:
     """Our parameter names to Llama's; a tied head has no entry, because the file stores it once."""
     names = {
         f"blocks.{layer}.{ours}.weight": f"model.layers.{layer}.{theirs}.weight"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llm.artifact import write_json
 from llm.errors import ArtifactError
-from llm.model.config import ModelConfig
+from llm.model.config import ModelConfig, parse_model
 from llm.model.decoder import Decoder
 
 REMEDY = "delete this artifact, so that its stage runs again"
@@ -53,7 +53,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     path = folder / "config.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return ModelConfig.model_validate(document["model"]), int(document["vocab_size"])
+        return parse_model(document["model"]), int(document["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ArtifactError("model configuration can't be read", value=f"{path} ({error})", remedy=REMEDY) from error
 

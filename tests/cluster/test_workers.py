@@ -17,7 +17,7 @@ import pytest
 
 from llm.cluster.workers import check_code, check_folder, run
 from llm.errors import ArtifactError, DependencyError, DivergenceError
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.loop import TrainJob
 
@@ -39,7 +39,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_job(rows: Path, work: Path, **optimizer: object) -> TrainJob:
-    model = ModelConfig(width=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=128, max_positions=ROW_TOKENS)
+    model = DecoderConfig(width=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=128, max_positions=ROW_TOKENS)
     settings = {
         "steps": 60,
         "global_batch_size": 16,

@@ -14,7 +14,7 @@ import torch
 from llm.data.config import TokenizeConfig
 from llm.data.document import Document, write_documents
 from llm.data.tokenizer import Tokenizer, train
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.model.weights import save
 
@@ -25,7 +25,7 @@ ROW_TOKENS = 16
 
 def a_model(vocab_size: int, *, seed: int = 0) -> Decoder:
     torch.manual_seed(seed)
-    return Decoder(ModelConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32), vocab_size).eval()
+    return Decoder(DecoderConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32), vocab_size).eval()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from llm.data.config import TokenizeConfig
 from llm.data.tokenizer import Tokenizer, train
 from llm.export.config import ExportConfig
 from llm.export.export import export
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.model.weights import save
 
@@ -29,7 +29,7 @@ CARD = {"name": "sample", "metadata": {"license": "apache-2.0", "tags": ["trainy
 def a_model(vocab_size: int, *, tied: bool = True, layers: int = 2) -> Decoder:
     """Random weights, wider than at the start of training, so that logits lie far apart and errors show."""
     torch.manual_seed(0)
-    config = ModelConfig(
+    config = DecoderConfig(
         width=32, num_layers=layers, num_heads=4, num_kv_heads=2, ffn_width=48, max_positions=128, rope_theta=5_000.0, tied_embeddings=tied
     )
     model = Decoder(config, vocab_size).eval()

@@ -10,13 +10,13 @@ import torch
 
 from llm.artifact import named_errors
 from llm.errors import ArtifactError
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder, count_parameters
 from llm.model.weights import load, save
 
 
 def a_model(*, tied: bool) -> Decoder:
-    return Decoder(ModelConfig(width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=32, tied_embeddings=tied), 50)
+    return Decoder(DecoderConfig(width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=32, tied_embeddings=tied), 50)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.model.generate import choose, generate
 
@@ -15,7 +15,7 @@ VOCAB_SIZE, PROMPT = 50, [1, 7, 8, 9]
 @pytest.fixture(scope="module")
 def model() -> Decoder:
     torch.manual_seed(3)
-    config = ModelConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=48, max_positions=32)
+    config = DecoderConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=48, max_positions=32)
     model = Decoder(config, VOCAB_SIZE).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -23,7 +23,7 @@ from llm.data.config import TokenizeConfig
 from llm.data.tokenizer import train
 from llm.export.config import ExportConfig
 from llm.export.onnx import write
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.serve.app import create_app
 from llm.serve.engine import Engine
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (artifact / "onnx").mkdir()
     (artifact / "tokenizer.model").write_bytes(train(SOURCES, TokenizeConfig(vocab_size=600, row_tokens=32)))
     torch.manual_seed(3)
-    config = ModelConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=CONTEXT_TOKENS)
+    config = DecoderConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=CONTEXT_TOKENS)
     model = Decoder(config, 600).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.3)

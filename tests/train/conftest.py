@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.train.config import TrainConfig
 from llm.train.loop import TrainJob
 
@@ -78,7 +78,7 @@ def make_job(rows: Path, tmp_path: Path) -> JobMaker:
 
 
 def tiny_job(rows: Path, work: Path, seed: int = 7, initial: Path | None = None, **changes: object) -> TrainJob:
-    model = ModelConfig(width=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=32, max_positions=ROW_TOKENS)
+    model = DecoderConfig(width=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=32, max_positions=ROW_TOKENS)
     settings: dict[str, object] = {
         "steps": 12,
         "global_batch_size": 8,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from llm.data.rows import Rows, order
 from llm.errors import ArtifactError, DataError, DivergenceError, RecipeError
 from llm.model import weights
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.train.config import TrainConfig
 from llm.train.loop import TrainJob, train
@@ -89,7 +89,7 @@ def test_fine_tuning_starts_from_the_initial_weights(make_job: JobMaker) -> None
 def test_initial_weights_of_another_size_are_refused(make_job: JobMaker) -> None:
     base = make_job("base", steps=3)
     train(base)
-    wider = ModelConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=32, max_positions=16)
+    wider = DecoderConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=32, max_positions=16)
     with pytest.raises(ArtifactError, match="other sizes"):
         train(replace(make_job("tuned", initial=base.work / "final"), model=wider))
 

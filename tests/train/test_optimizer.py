@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from llm.model.config import ModelConfig
+from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.train import optimizer
 from llm.train.config import OptimizerConfig
 
 
 def decoder(*, tied: bool) -> Decoder:
-    config = ModelConfig(width=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=32, tied_embeddings=tied)
+    config = DecoderConfig(width=16, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=32, tied_embeddings=tied)
     return Decoder(config, 24)
 
 

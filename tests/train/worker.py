@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llm.model.config import ModelConfig
+from llm.model.config import parse_model
 from llm.train.config import TrainConfig
 from llm.train.loop import Attempt, TrainJob
 from llm.train.parallel import World
@@ -46,7 +46,7 @@ def main(folder: Path, rank: int, size: int) -> None:
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     for facts in json.loads((folder / "attempts.json").read_text()):
-        model, settings = ModelConfig.model_validate(facts["model"]), TrainConfig.model_validate(facts["train"])
+        model, settings = parse_model(facts["model"]), TrainConfig.model_validate(facts["train"])
         job = TrainJob(Path(facts["rows"]), model, settings, facts["seed"], Path(facts["work"]), device="cpu")
         attempt(job, facts["stop_before"])
     if size > 1:
