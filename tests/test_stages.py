@@ -34,7 +34,7 @@ def test_f_strings_count_as_they_are_written() -> None:
 
 def test_the_closure_follows_imports_and_stops_at_plumbing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = code_digests("llm.train.loop")
-    assert {"llm.train.loop", "llm.train.objective", "llm.model.decoder", "llm.data.rows"} <= set(found)
+    assert {"llm.train.loop", "llm.train.objective.kinds", "llm.model.decoder", "llm.data.rows"} <= set(found)
     assert not {"llm.errors", "llm.artifact", "llm.train.config", "llm.report", "llm.export.onnx", "llm.data.clean"} & set(found)
 
 

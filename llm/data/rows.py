@@ -13,6 +13,7 @@ from llm.data.hashing import GOLDEN, mix
 from llm.errors import DataError
 
 IGNORED = -100  # target that no loss counts
+BOS = 1  # id that begins every document
 ROUNDS = 6
 
 

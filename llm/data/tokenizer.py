@@ -9,10 +9,11 @@ from pathlib import Path
 
 import sentencepiece
 
+from llm.data import rows
 from llm.data.config import TokenizeConfig
 from llm.errors import DataError, RecipeError
 
-UNKNOWN, BOS, EOS = 0, 1, 2
+UNKNOWN, BOS, EOS = 0, rows.BOS, 2
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 SPACE_MARK = "\u2581"  # what SentencePiece writes for a space, so a literal one must not reach it
 CHUNK_CHARACTERS = 1_000  # at most 4,000 bytes: SentencePiece skips training lines above 4,192

@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from llm import artifact
 from llm.errors import ArtifactError
-from llm.train.parallel import World
+from llm.train.parallel.world import World
 
 SCHEMA = 1
 HISTORY = "history.jsonl"

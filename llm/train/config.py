@@ -7,20 +7,25 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llm.config import Section
+from llm.train.objective.config import NextTokenConfig, ObjectiveConfig
+from llm.train.parallel.config import LayoutConfig
 
 
 class OptimizerConfig(Section):
-    """`muon` moves the matrices inside the blocks and leaves the rest to AdamW; `adamw` moves everything with AdamW.
+    """`muon` moves the matrices inside the blocks and leaves the rest to AdamW; `adamw` and `adam` move everything.
 
     Source: Muon, https://kellerjordan.github.io/posts/muon/; AdamW, https://arxiv.org/abs/1711.05101.
     """
 
-    kind: Literal["muon", "adamw"] = "muon"
-    muon_learning_rate: float = Field(default=0.02, gt=0, description="peak for matrices inside the blocks; unused by adamw")
-    adamw_learning_rate: float = Field(default=6e-4, gt=0, description="peak for embeddings, norms and head; with adamw for everything")
+    kind: Literal["muon", "adamw", "adam"] = "muon"
+    muon_learning_rate: float = Field(default=0.02, gt=0, description="peak for matrices inside the blocks; unused by adamw and adam")
+    adamw_learning_rate: float = Field(default=6e-4, gt=0, description="peak for embeddings, norms and head; else for everything")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="of Muon, in Nesterov's form")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="of AdamW")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="of AdamW and Adam")
+    epsilon: float = Field(default=1e-8, gt=0, description="of AdamW and Adam")
     weight_decay: float = Field(default=0.1, ge=0, description="of matrices; norms and other vectors never decay")
+    state_bits: Literal[32, 8] = Field(default=32, description="8 keeps AdamW's moments block-wise in one byte each")
+    layer_decay: float = Field(default=1.0, gt=0, le=1, description="learning rate of a layer over that of the layer above it")
 
     @model_validator(mode="after")
     def _betas_are_shares(self) -> OptimizerConfig:
@@ -30,10 +35,41 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Linear warm-up, then half a cosine down to `floor_share` of the peak."""
+    """Linear warm-up to the peak, then `kind` down to `floor_share` of it.
 
+    `cosine`, `linear`, `inverse_sqrt`, `step` (times `step_factor` every `step_steps`), `cyclical` (triangles of
+    `cycle_steps`), `wsd` (the peak, then a linear fall over the last `decay_steps`), `constant`.
+    """
+
+    kind: Literal["cosine", "linear", "inverse_sqrt", "step", "cyclical", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(default=100, ge=0)
     floor_share: float = Field(default=0.1, ge=0, le=1)
+    step_steps: int = Field(default=1000, ge=1)
+    step_factor: float = Field(default=0.5, gt=0, lt=1)
+    cycle_steps: int = Field(default=1000, ge=2)
+    decay_steps: int | None = Field(default=None, ge=1, description="of wsd; None: a fifth of all steps")
+
+
+class RampConfig(Section):
+    """A global batch that grows in equal leaps from `rows` to global_batch_size over the first `steps`."""
+
+    rows: int = Field(ge=1)
+    steps: int = Field(ge=1)
+
+
+class GuardConfig(Section):
+    """What is an unhealthy step, and how much of that a training survives.
+
+    A loss or gradient that isn't finite, or a gradient norm beyond `spike_deviations` robust deviations of the last
+    `window_steps`, is not applied.
+    """
+
+    window_steps: int = Field(default=64, ge=8)
+    spike_deviations: float = Field(default=20.0, gt=1)
+    patience_steps: int = Field(default=3, ge=1, description="unhealthy steps in a row before the run goes back to a checkpoint")
+    max_rollbacks: int = Field(default=3, ge=0, description="returns to a checkpoint before the run stops")
+    plateau_steps: int | None = Field(default=None, ge=1, description="steps without a better smoothed loss before an alert")
+    hash_every_steps: int = Field(default=100, ge=1, description="how often workers compare their copies of the parameters")
 
 
 class TrainConfig(Section):
@@ -42,14 +78,26 @@ class TrainConfig(Section):
     steps: int = Field(ge=1, description="optimizer updates")
     global_batch_size: int = Field(ge=1, description="rows per step, over all workers")
     micro_batch_size: int = Field(ge=1, description="rows per forward pass of a worker; grad_accumulation follows from it")
+    ramp: RampConfig | None = Field(default=None, description="smaller batches at first")
+    initial: str | None = Field(default=None, description="folder of a model to continue from: ours, or one in Hugging Face format")
+    objective: ObjectiveConfig = NextTokenConfig()
+    document_mask: bool = Field(default=False, description="attention never crosses the border between two documents of a row")
+    z_loss_weight: float = Field(default=0.0, ge=0, description="of the squared log-sum of the logits; 1e-4 in PaLM")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="of matrix products; weights stay fp32")
+    average_decay: float | None = Field(default=None, gt=0, lt=1, description="of an exponential average of the weights: the result")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = Field(default="auto", description="of matrix products; weights stay fp32")
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(default="none", description="what backward computes again")
+    compile: bool = Field(default=False, description="compile the blocks with torch.compile")
+    guard: GuardConfig = GuardConfig()
     validate_every_steps: int = Field(default=200, ge=1)
     validation_rows: int = Field(default=256, ge=0, description="rows of the validation split per pass; 0 never validates")
+    stop_after_validations: int | None = Field(default=None, ge=1, description="stop early after so many without a better loss")
     checkpoint_every_steps: int = Field(default=200, ge=1)
     keep_checkpoints: int = Field(default=2, ge=2, description="never below 2: one is kept until the next has verified")
+    keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of it stay")
+    keep_best: bool = Field(default=False, description="the checkpoint with the best validation loss stays")
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
@@ -63,13 +111,36 @@ class TrainConfig(Section):
                 f"micro_batch_size {self.micro_batch_size} exceeds global_batch_size {self.global_batch_size}; "
                 "set train.micro_batch_size lower"
             )
+        if self.ramp and self.ramp.rows > self.global_batch_size:
+            raise ValueError(f"ramp starts above global_batch_size {self.global_batch_size}; set train.ramp.rows lower")
+        if self.stop_after_validations and not self.validation_rows:
+            raise ValueError("stopping early needs a validation loss; set train.validation_rows above 0")
         return self
+
+
+class BudgetConfig(Section):
+    """Where a training stops with a checkpoint; the same command with a larger budget goes on from there."""
+
+    hours: float | None = Field(default=None, gt=0)
+    usd: float | None = Field(default=None, gt=0)
+    kwh: float | None = Field(default=None, gt=0)
+
+
+class PriceConfig(Section):
+    """What machines cost, for plans and budgets."""
+
+    gpu_hour_usd: float = Field(default=2.5, ge=0)
+    cpu_hour_usd: float = Field(default=0.04, ge=0, description="of one core")
+    kg_co2e_per_kwh: float = Field(default=0.4, ge=0, description="of the grid; 0.4 is near the world's mean")
+    pue: float = Field(default=1.2, ge=1, description="energy of the whole building over that of the machines")
 
 
 class ClusterConfig(Section):
     """Which machines train. Recorded with the result, not part of its key: the sample stream is the same on any number of workers."""
 
     workers: int = Field(default=1, ge=1, description="training processes")
+    min_workers: int | None = Field(default=None, ge=1, description="go on with so many when machines are lost; None: wait for all")
+    layout: LayoutConfig = LayoutConfig()
     in_process: bool = Field(default=False, description="train in this process, without Ray; for one worker only")
     use_gpu: Literal["auto"] | bool = Field(default="auto", description="auto: one GPU per worker where the cluster has that many")
     cpus_per_worker: int = Field(default=1, ge=1, description="cores that Ray reserves for a worker")
@@ -77,8 +148,13 @@ class ClusterConfig(Section):
     dashboard: bool = Field(default=False, description="of a Ray that is started for this run")
     start_timeout_seconds: int = Field(default=120, ge=1, description="longest wait for a worker group")
     collective_timeout_seconds: int = Field(default=600, ge=1, description="longest wait of a worker for the others")
+    step_timeout_seconds: float = Field(default=45.0, gt=0, description="longest step, or ten usual ones, of a worker that isn't hung")
     max_recoveries: int = Field(default=3, ge=0, description="lost workers that a training survives")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often Ray looks after its workers")
+    async_checkpoints: bool = Field(default=True, description="write checkpoints while the next steps run")
+    profile_steps: tuple[int, int] | None = Field(default=None, description="first and last step of a profiler trace")
+    budget: BudgetConfig = BudgetConfig()
+    price: PriceConfig = PriceConfig()
 
     @property
     def device(self) -> Literal["auto", "cpu", "cuda"]:
@@ -91,4 +167,21 @@ class ClusterConfig(Section):
     def _one_worker_in_process(self) -> ClusterConfig:
         if self.in_process and self.workers > 1:
             raise ValueError(f"{self.workers} workers don't fit in one process; set cluster.in_process to false")
+        return self
+
+    @model_validator(mode="after")
+    def _layout_divides(self) -> ClusterConfig:
+        layout = self.layout
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} exceeds workers {self.workers}; set cluster.min_workers lower")
+        if self.workers % layout.model_workers:
+            raise ValueError(
+                f"{layout.model_workers} workers for one copy of the model do not divide {self.workers} workers; "
+                f"set cluster.workers to a multiple of {layout.model_workers}"
+            )
+        copies = self.workers // layout.model_workers
+        if layout.replicate not in (None, copies):
+            raise ValueError(f"{self.workers} workers hold {copies} copies of the model; set cluster.layout.replicate to {copies}")
+        if layout.shard % layout.expert:
+            raise ValueError(f"expert {layout.expert} does not divide shard {layout.shard}; set cluster.layout.expert to a divisor")
         return self

@@ -9,11 +9,10 @@ same weights and history as if nothing had happened.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from llm import artifact, metrics
 from llm.data.rows import Rows, order
@@ -30,10 +28,14 @@ from llm.errors import ArtifactError, DataError, DivergenceError, RecipeError
 from llm.model import weights
 from llm.model.config import ModelConfig
 from llm.model.decoder import Decoder
-from llm.train import objective, optimizer, precision, schedule
+from llm.train import optimizer, precision, schedule
+from llm.train.batch import Batch
 from llm.train.checkpoint import HISTORY, Checkpoints, sole_writer, write_history
 from llm.train.config import TrainConfig
-from llm.train.parallel import World, distribute
+from llm.train.learner import Learner
+from llm.train.objective import kinds
+from llm.train.parallel.replica import Replica
+from llm.train.parallel.world import World
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,16 @@ class Attempt:
         self.job, self.world, self.began = job, world, time.monotonic()
         self.rows, self.validation = Rows.open(job.rows, "train"), Rows.open(job.rows, "validation")
         check_sizes(job, self.rows, world)
+        self.objective = kinds.build(job.train, self.rows.vocab_size)
         self.dtype = precision.resolve(job.train.precision, world.device)
-        self.model = initial_model(job, self.rows.vocab_size).to(world.device).train()
+        self.model = initial_model(job, self.rows.vocab_size + self.objective.extra_ids).to(world.device).train()
+        self.learner = Learner(self.model, self.objective, self.dtype, job.train.z_loss_weight)
+        self.replica = Replica(self.learner, world)
         self.optimizers = optimizer.build(self.model, job.train.optimizer)
         fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
         self.checkpoints = Checkpoints(job.work / "checkpoints", fingerprint, job.seed, job.train.keep_checkpoints, world)
         self.history = self.checkpoints.restore(self.model, self.optimizers)
-        self.replica = distribute(self.model, world, lambda replica: self.nats(replica, *self.load(self.rows, np.zeros(1, dtype=np.int64))))
+        self.replica.rehearse(self.objective.batch(self.rows, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), job.seed))
 
     def run(self) -> None:
         """Every step that is left, with validation and checkpoints in their turn."""
@@ -111,66 +116,50 @@ class Attempt:
         """
         config, share = self.job.train, schedule.share(self.job.train, step)
         torch.manual_seed(int(np.random.SeedSequence((self.job.seed, step, self.world.rank)).generate_state(1, np.uint64)[0]))
-        batch = order((step - 1) * config.global_batch_size, config.global_batch_size, rows=len(self.rows), seed=self.job.seed)
-        loss, targets = self.accumulate(*self.load(self.rows, self.world.part(batch)))
+        first, count = (step - 1) * config.global_batch_size, config.global_batch_size
+        indices = order(first, count, rows=len(self.rows), seed=self.job.seed)
+        losses, targets = self.gradient(self.batches(self.rows, indices, np.arange(first, first + count)))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
-        check_finite(step, loss, norm)
+        check_finite(step, losses["loss"], norm)
         optimizer.set_learning_rates(self.optimizers, share)
         for each in self.optimizers:
             each.step()
         self.model.zero_grad()
         seen = self.history[-1]["tokens"] if self.history else 0
         rate = share * optimizer.peak_learning_rate(config.optimizer)
-        return {"step": step, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets}
+        return losses | {"step": step, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets}
 
-    def accumulate(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[float, int]:
-        """Gradients of the mean loss over every counted target of the global batch; that loss and their number.
+    def batches(self, rows: Rows, indices: NDArray[np.int64], places: NDArray[np.int64]) -> list[Batch]:
+        """This worker's micro-batches of rows that stand at `places` of the sample stream."""
+        own, size = self.world.part(np.arange(len(indices))), self.job.train.micro_batch_size
+        parts = [own[first : first + size] for first in range(0, len(own), size)]
+        return [self.objective.batch(rows, indices[part], places[part], self.job.seed) for part in parts]
 
-        Exact per token: the sum of nats is divided by the count over all workers and micro-batches, so neither
-        changes the gradient. DistributedDataParallel averages, hence the factor `size`.
+    def gradient(self, batches: list[Batch]) -> tuple[dict[str, float], int]:
+        """Gradient of the mean loss over every counted target of the global batch; its terms, and those targets' number.
+
+        Exact per token: sums of nats are divided by counts over all workers and micro-batches, so neither changes
+        the gradient.
         """
-        (counted,) = self.world.sum((targets_BT != objective.IGNORED).sum())
-        if not counted:
+        counts = self.totals([self.learner.counts(batch) for batch in batches])
+        if not counts["loss"]:
             raise DataError("a batch has no target that counts", value=self.job.rows, remedy="set train.global_batch_size higher")
-        size = self.job.train.micro_batch_size
-        micro_batches = list(zip(tokens_BT.split(size), targets_BT.split(size), strict=True))
-        total = 0.0
-        for number, (tokens, targets) in enumerate(micro_batches, start=1):
-            with self.synchronised(last=number == len(micro_batches)):
-                nats = self.nats(self.replica, tokens, targets)
-                (nats * (self.world.size / counted)).backward()
-            total += nats.item()
-        return self.world.sum(total)[0] / counted, int(counted)
+        scales = {term: weight / max(1, counts[term]) for term, weight in self.learner.weights.items()}
+        sums = self.totals([self.replica.accumulate(batches, scales)])
+        return {term: sums[term] / max(1, counts[term]) for term, weight in self.learner.weights.items() if weight}, int(counts["loss"])
 
-    def synchronised(self, *, last: bool) -> AbstractContextManager[None]:
-        """Exchange gradients between workers only in the last backward pass of a step."""
-        if isinstance(self.replica, DistributedDataParallel) and not last:
-            return self.replica.no_sync()
-        return contextlib.nullcontext()
+    def totals(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """By term of the loss, the parts of all workers added up."""
+        terms = list(self.learner.weights)
+        return dict(zip(terms, self.world.sum(*(sum(part.get(term, 0) for part in parts) for term in terms)), strict=True))
 
-    def nats(self, model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with precision.autocast(self.world.device, self.dtype):
-            return objective.next_token(model, tokens_BT, targets_BT)
-
-    def load(self, rows: Rows, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of these rows on this worker's device."""
-        inputs, targets = rows.batch(indices)
-        return torch.from_numpy(inputs).to(self.world.device), torch.from_numpy(targets).to(self.world.device)
-
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
-        rows = self.world.part(np.arange(min(self.job.train.validation_rows, len(self.validation))))
-        size = self.job.train.micro_batch_size
-        nats, counted = 0.0, 0
-        self.model.eval()
-        for start in range(0, len(rows), size):
-            tokens_BT, targets_BT = self.load(self.validation, rows[start : start + size])
-            nats += self.nats(self.model, tokens_BT, targets_BT).item()
-            counted += int((targets_BT != objective.IGNORED).sum())
-        self.model.train()
-        total, targets = self.world.sum(nats, counted)
-        return {"validation_loss": total / targets} if targets else {}
+        places = np.arange(min(self.job.train.validation_rows, len(self.validation)))
+        batches = self.batches(self.validation, places, places)
+        counts = self.totals([self.learner.counts(batch) for batch in batches])
+        sums = self.totals(self.replica.evaluate(batches))
+        return {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
 
     def report(self, record: dict[str, Any], *, seconds: float) -> None:
         """Append the step to `metrics.jsonl`, with the clock that must not enter the history."""

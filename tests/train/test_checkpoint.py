@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import state_dict_saver
 from llm.errors import ArtifactError
 from llm.train.checkpoint import _write, sole_writer
 from llm.train.loop import TrainJob, train
-from llm.train.parallel import World
+from llm.train.parallel.world import World
 
 JobMaker = Callable[..., TrainJob]
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from llm.errors import DataError
-from llm.train.parallel import World
+from llm.train.parallel.world import World
 
 
 class UnknownError(Exception):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from llm.model.config import parse_model
 from llm.train.config import TrainConfig
 from llm.train.loop import Attempt, TrainJob
-from llm.train.parallel import World
+from llm.train.parallel.world import World
 
 
 class Interrupted(Exception):

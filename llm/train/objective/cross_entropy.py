@@ -1,25 +1,22 @@
-"""What training lowers."""
+"""Linear layer and softmax cross-entropy of the output head."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100  # a target that doesn't count: padding, or a question that the model isn't asked to write
+from llm.data.rows import IGNORED
 
 
-def next_token(model: nn.Module, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross-entropy in nats of the counted targets, summed.
-
-    A sum, because only a sum adds up exactly over micro-batches and workers; the caller divides it by the
-    number of counted targets in the whole batch.
-    """
-    logits_BTV, _ = model(tokens_BT)
-    nats: Tensor = CrossEntropy.apply(logits_BTV.flatten(0, 1), targets_BT.flatten())
-    return nats
+def cross_entropy(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed nats of the counted targets, and their summed squared log-sums of the logits."""
+    logits_NV = F.linear(x_ND, weight_VD, bias_V)
+    squares = torch.logsumexp(logits_NV.float(), dim=-1)[targets_N != IGNORED].square().sum()
+    return CrossEntropy.apply(logits_NV, targets_N), squares
 
 
 class CrossEntropy(torch.autograd.Function):

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm.train.objective import IGNORED, CrossEntropy
+from llm.data.rows import IGNORED
+from llm.train.objective.cross_entropy import CrossEntropy
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])  # shares near 1 and near 0 too

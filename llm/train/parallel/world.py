@@ -10,8 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from llm.errors import CapacityError, TrainyardError
 
@@ -80,19 +79,3 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(outcome, device=self.device)
         return outcome
-
-
-def distribute(model: nn.Module, world: World, rehearse: Callable[[nn.Module], Tensor]) -> nn.Module:
-    """The model with gradients averaged over workers; in a world of one, the model itself.
-
-    DistributedDataParallel sorts its gradients into new buckets after the first backward pass, which changes
-    the order of additions from then on. Two thrown-away passes of `rehearse` put that behind, so that the first
-    step after a resume adds in the same order as the same step of an uninterrupted run.
-    """
-    if world.size == 1:
-        return model
-    replica = DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
-    for _ in range(2):
-        rehearse(replica).backward()
-        replica.zero_grad()
-    return replica
