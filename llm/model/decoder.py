@@ -10,11 +10,15 @@ the Hugging Face port (llm/export/huggingface.py maps them).
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.model.config import ModelConfig
+from llm.model.config import LlamaSizes, RopeScaling
+from llm.model.recompute import Checkpointing, checkpointed
 
 KeysValues = tuple[Tensor, Tensor]  # keys_BKSC and values_BKSC of one layer
 Past = list[KeysValues]  # by layer
@@ -24,7 +28,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, B, 1, T, C
 class Decoder(nn.Module):
     """Next-token logits from token ids."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: LlamaSizes, vocab_size: int) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.embedding = nn.Embedding(vocab_size, config.width)
@@ -42,10 +46,24 @@ class Decoder(nn.Module):
         """
         residual_scale = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                continue
-            scale = residual_scale if name.endswith(("attention.output.weight", "feed_forward.down.weight")) else 1.0
-            nn.init.normal_(parameter, std=0.02 * scale)
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                scale = residual_scale if name.endswith(("attention.output.weight", "feed_forward.down.weight")) else 1.0
+                nn.init.normal_(parameter, std=0.02 * scale)
+
+    def features(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """x_BTD, what the head reads, for training: causal, and with document numbers never across a border.
+
+        Positions run on over borders: rotary scores depend on distances alone.
+        """
+        positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+        mask = None if documents_BT is None else same_document(documents_BT)
+        rotation = self.rotation(positions_BT)
+        x_BTD = self.embedding(tokens_BT)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotation, mask)
+        return self.norm(x_BTD)
 
     def forward(
         self, tokens_BT: Tensor, *, past: Past | None = None, positions_BT: Tensor | None = None, mask: Tensor | None = None
@@ -61,28 +79,43 @@ class Decoder(nn.Module):
             positions_BT = torch.arange(past_length, past_length + T, device=tokens_BT.device)[None]
         if mask is None and past_length:
             mask = torch.ones(T, past_length + T, dtype=torch.bool, device=tokens_BT.device).tril(past_length)
-        rotation = rope(positions_BT, head_width(self.config), self.config.rope_theta)
+        rotation = self.rotation(positions_BT)
         x_BTD, present = self.embedding(tokens_BT), []
-        for layer, block in enumerate(self.blocks):
-            x_BTD, keys_values = block(x_BTD, rotation, past[layer] if past else None, mask)
+        for layer, block in enumerate(cast(list[Block], self.blocks)):
+            x_BTD, keys_values = block.extend(x_BTD, rotation, mask, past[layer] if past else None)
             present.append(keys_values)
         return self.head(self.norm(x_BTD)), present
+
+    def rotation(self, positions_BT: Tensor) -> Rotation:
+        """Cosines and sines that this model's heads are turned by."""
+        return rope(positions_BT, head_width(self.config), self.config.rope_theta, self.config.rope_scaling)
 
 
 class Block(nn.Module):
     """One layer: attention, then the feed-forward net, each on a normalised copy added back."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    checkpointing: Checkpointing = "none"
+
+    def __init__(self, config: LlamaSizes) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.attention = Attention(config)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, past: KeysValues | None, mask: Tensor | None) -> tuple[Tensor, KeysValues]:
-        attended_BTD, present = self.attention(self.attention_norm(x_BTD), rotation, past, mask)
-        x_BTD = x_BTD + attended_BTD
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), present
+    def forward(self, x_BTD: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
+        """The layer in training: nothing is past, nothing is kept for later tokens."""
+        return checkpointed(self._output, self.checkpointing, x_BTD, rotation, mask)
+
+    def _output(self, x_BTD: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
+        return self.extend(x_BTD, rotation, mask, None)[0]
+
+    def extend(self, x_BTD: Tensor, rotation: Rotation, mask: Tensor | None, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """The layer's output for the new tokens, and the keys and values of past + new tokens."""
+        attended_BTD, present = self.attention(self.attention_norm(x_BTD), rotation, mask, past)
+        x_BTD = x_BTD + self.dropout(attended_BTD)
+        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))), present
 
 
 class Attention(nn.Module):
@@ -91,30 +124,33 @@ class Attention(nn.Module):
     Source: GQA, https://arxiv.org/abs/2305.13245.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LlamaSizes) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, head_width(config)
-        self.query = nn.Linear(config.width, self.num_heads * self.head_dim, bias=False)
-        self.key = nn.Linear(config.width, self.num_kv_heads * self.head_dim, bias=False)
-        self.value = nn.Linear(config.width, self.num_kv_heads * self.head_dim, bias=False)
-        self.output = nn.Linear(self.num_heads * self.head_dim, config.width, bias=False)
+        self.head_dim = head_width(config)
+        queries, keys = config.num_heads * self.head_dim, config.num_kv_heads * self.head_dim
+        self.query = nn.Linear(config.width, queries, bias=config.attention_bias)
+        self.key = nn.Linear(config.width, keys, bias=config.attention_bias)
+        self.value = nn.Linear(config.width, keys, bias=config.attention_bias)
+        self.output = nn.Linear(queries, config.width, bias=False)
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=config.norm_epsilon) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=config.norm_epsilon) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation, past: KeysValues | None, mask: Tensor | None) -> tuple[Tensor, KeysValues]:
-        B, T, _ = x_BTD.shape
-        query_BHTC = rotate(self.query(x_BTD).view(B, T, self.num_heads, self.head_dim).transpose(1, 2), rotation)
-        key_BKSC = rotate(self.key(x_BTD).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2), rotation)
-        value_BKSC = self.value(x_BTD).view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation, mask: Tensor | None = None, past: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        query_BHTC = rotate(self.query_norm(self._heads(self.query(x_BTD))), rotation)
+        key_BKSC = rotate(self.key_norm(self._heads(self.key(x_BTD))), rotation)
+        value_BKSC = self._heads(self.value(x_BTD))
         if past is not None:
             key_BKSC, value_BKSC = torch.cat((past[0], key_BKSC), dim=2), torch.cat((past[1], value_BKSC), dim=2)
-        groups = self.num_heads // self.num_kv_heads
         attended_BHTC = F.scaled_dot_product_attention(
-            query_BHTC,
-            key_BKSC.repeat_interleave(groups, dim=1),
-            value_BKSC.repeat_interleave(groups, dim=1),
-            attn_mask=mask,
-            is_causal=mask is None,
+            query_BHTC, key_BKSC, value_BKSC, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
-        return self.output(attended_BHTC.transpose(1, 2).reshape(B, T, -1)), (key_BKSC, value_BKSC)
+        return self.output(attended_BHTC.transpose(1, 2).flatten(2)), (key_BKSC, value_BKSC)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """B, heads, T, C. As many heads as there are: a tensor-parallel worker has its share of them."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -123,7 +159,7 @@ class FeedForward(nn.Module):
     Source: GLU variants, https://arxiv.org/abs/2002.05202.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LlamaSizes) -> None:
         super().__init__()
         self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
         self.up = nn.Linear(config.width, config.ffn_width, bias=False)
@@ -133,20 +169,45 @@ class FeedForward(nn.Module):
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
-def head_width(config: ModelConfig) -> int:
-    """C, the model width shared out among the query heads."""
-    return config.width // config.num_heads
+def head_width(config: LlamaSizes) -> int:
+    """C: set, or the model width shared out among the query heads."""
+    return config.head_dim or config.width // config.num_heads
 
 
-def rope(positions_BT: Tensor, head_dim: int, theta: float) -> Rotation:
+def same_document(documents_BT: Tensor) -> Tensor:
+    """True where a token may attend: to earlier ones, and itself, of its document. B, 1, T, T."""
+    T = documents_BT.shape[1]
+    causal_TT = torch.ones(T, T, dtype=torch.bool, device=documents_BT.device).tril()
+    return (causal_TT & (documents_BT[:, :, None] == documents_BT[:, None, :]))[:, None]
+
+
+def rope(positions_BT: Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Rotation:
     """Cosines and sines that rotate pairs (i, i + head_dim/2), both B, 1, T, head_dim, in float32.
 
     Source: RoFormer, https://arxiv.org/abs/2104.09864, eq. 34, in the half-split layout of the Llama port.
     """
     exponents = torch.arange(0, head_dim, 2, device=positions_BT.device, dtype=torch.float32) / head_dim
-    angles = positions_BT[..., None].float() * theta**-exponents
+    frequencies = theta**-exponents
+    if scaling is not None:
+        frequencies = frequencies * _stretch(frequencies, scaling)
+    angles = positions_BT[..., None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return angles.cos(), angles.sin()
+
+
+def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor | float:
+    """What each frequency is multiplied by.
+
+    `llama3` leaves waves alone that turn often within the original length, divides those that hardly turn by `factor`,
+    and blends in between.
+
+    Source: linear, https://arxiv.org/abs/2306.15595; Llama 3.1, https://arxiv.org/abs/2407.21783, and its published config.
+    """
+    if scaling.kind == "linear":
+        return 1 / scaling.factor
+    turns = scaling.original_max_positions * frequencies / (2 * math.pi)
+    kept = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+    return kept + (1 - kept) / scaling.factor
 
 
 def rotate(x_BHTC: Tensor, rotation: Rotation) -> Tensor:

@@ -1,39 +1,54 @@
-"""The decoder against transformers' Llama with the same weights."""
+"""The decoder against transformers' Llama, Qwen2 and Qwen3 with the same weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from llm.model.config import ModelConfig
-from llm.model.decoder import Decoder, count_parameters, rope, rotate
+from llm.model.config import DecoderConfig, RopeScaling
+from llm.model.decoder import Block, Decoder, count_parameters, head_width, rope, rotate
+from llm.model.recompute import MATMULS, Checkpointing
 
 VOCAB_SIZE = 61
 
 
-def config(**changes: Any) -> ModelConfig:
+def config(**changes: Any) -> DecoderConfig:
     sizes: dict[str, Any] = {"width": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 48, "max_positions": 64}
-    return ModelConfig(**(sizes | changes))
+    return DecoderConfig(**(sizes | changes))
 
 
-def llama(model: Decoder) -> LlamaForCausalLM:
+FAMILIES: dict[str, Any] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def twin(model: Decoder, family: str = "llama") -> Any:
     """transformers' model with this decoder's sizes and weights, mapped name by name."""
     sizes = model.config
-    peer = LlamaForCausalLM(
-        LlamaConfig(
+    scaling = {"rope_type": "default"}
+    if sizes.rope_scaling is not None:
+        names = {"kind": "rope_type", "original_max_positions": "original_max_position_embeddings"}
+        scaling = {names.get(name, name): value for name, value in sizes.rope_scaling.model_dump().items()}
+    settings, architecture = FAMILIES[family]
+    peer = architecture(
+        settings(
             vocab_size=model.vocab_size,
             hidden_size=sizes.width,
             intermediate_size=sizes.ffn_width,
             num_hidden_layers=sizes.num_layers,
             num_attention_heads=sizes.num_heads,
             num_key_value_heads=sizes.num_kv_heads,
+            head_dim=head_width(sizes),
             max_position_embeddings=sizes.max_positions,
             rms_norm_eps=sizes.norm_epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+            rope_parameters={"rope_theta": sizes.rope_theta, **scaling},
             tie_word_embeddings=sizes.tied_embeddings,
         )
     )
@@ -48,6 +63,8 @@ def llama(model: Decoder) -> LlamaForCausalLM:
         "key": "k_proj",
         "value": "v_proj",
         "output": "o_proj",
+        "query_norm": "q_norm",
+        "key_norm": "k_norm",
         "gate": "gate_proj",
         "up": "up_proj",
         "down": "down_proj",
@@ -59,15 +76,108 @@ def llama(model: Decoder) -> LlamaForCausalLM:
     return peer.eval()
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1, "tied_embeddings": False}, {"rope_theta": 500.0}])
-def test_logits_are_those_of_llama(changes: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    model = Decoder(config(**changes), VOCAB_SIZE).eval()
+def shaken(model: Decoder) -> Decoder:
+    """Norms away from 1, biases away from 0, and scores that tell heads apart."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)  # norms away from 1, and scores that tell heads apart
-        tokens_BT = torch.randint(0, VOCAB_SIZE, (3, 40))
-        torch.testing.assert_close(model(tokens_BT)[0], llama(model)(tokens_BT).logits, rtol=0, atol=1e-5)
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+LLAMA3 = RopeScaling(kind="llama3", factor=8, low_freq_factor=1, high_freq_factor=4, original_max_positions=16)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"num_kv_heads": 4}),
+        ("llama", {"num_kv_heads": 1, "tied_embeddings": False}),
+        ("llama", {"rope_theta": 500.0}),
+        ("llama", {"head_dim": 12}),
+        ("llama", {"rope_scaling": LLAMA3}),
+        ("llama", {"rope_scaling": RopeScaling(kind="linear", factor=3)}),
+        ("qwen2", {"attention_bias": True}),
+        ("qwen3", {"qk_norm": True, "head_dim": 16}),
+    ],
+)
+def test_logits_are_those_of_transformers(family: str, changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = shaken(Decoder(config(**changes), VOCAB_SIZE))
+    tokens_BT = torch.randint(0, VOCAB_SIZE, (3, 40))
+    with torch.no_grad():
+        expected = twin(model, family)(tokens_BT).logits
+        torch.testing.assert_close(model(tokens_BT)[0], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.head(model.features(tokens_BT)), expected, rtol=0, atol=1e-5)
+
+
+def test_llama3_scaling_stretches_each_kind_of_wave() -> None:
+    """Fast waves stay, slow ones are divided by the factor, and some lie between, at Llama 3.1's own numbers."""
+    scaling = RopeScaling(kind="llama3", factor=8, low_freq_factor=1, high_freq_factor=4, original_max_positions=8192)
+    place = torch.tensor([[1]])
+    plain, scaled = (rope(place, 128, 500_000.0, each)[1][0, 0, 0, :64].asin() for each in (None, scaling))
+    ratio = plain / scaled
+    assert ratio[0] == pytest.approx(1)
+    assert ratio[-1] == pytest.approx(8, rel=1e-4)
+    assert ((ratio > 1.01) & (ratio < 7.99)).any()
+
+
+def test_a_document_is_read_as_if_alone() -> None:
+    torch.manual_seed(0)
+    model = shaken(Decoder(config(), VOCAB_SIZE))
+    tokens_BT = torch.randint(0, VOCAB_SIZE, (2, 20))
+    documents_BT = torch.tensor([[0] * 7 + [1] * 13, [3] * 20])
+    together = model.features(tokens_BT, documents_BT)
+    for row, part in ((0, slice(0, 7)), (0, slice(7, 20)), (1, slice(0, 20))):
+        alone = model.features(tokens_BT[row : row + 1, part])
+        torch.testing.assert_close(together[row : row + 1, part], alone, rtol=0, atol=1e-5)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products and attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counted += func in MATMULS
+        return func(*args, **(kwargs or {}))
+
+
+def gradients(checkpointing: Checkpointing) -> tuple[list[torch.Tensor], int]:
+    """Of all parameters, with dropout, in bfloat16, and how many products the backward pass began anew."""
+    torch.manual_seed(0)
+    model = Decoder(config(dropout=0.2), VOCAB_SIZE)
+    for block in cast(list[Block], model.blocks):
+        block.checkpointing = checkpointing
+    tokens_BT = torch.randint(0, VOCAB_SIZE, (2, 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.features(tokens_BT).square().mean()
+    with Products() as products:
+        loss.backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None], products.counted
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_recomputing_changes_no_gradient(checkpointing: Checkpointing) -> None:
+    (expected, _), (found, _) = gradients("none"), gradients(checkpointing)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_selective_recomputes_no_product() -> None:
+    none, selective, full = gradients("none")[1], gradients("selective")[1], gradients("full")[1]
+    assert selective == none < full
+
+
+def test_dropout_is_for_training_only() -> None:
+    torch.manual_seed(0)
+    model = Decoder(config(dropout=0.5), VOCAB_SIZE)
+    tokens_BT = torch.randint(0, VOCAB_SIZE, (2, 20))
+    assert not torch.equal(model.features(tokens_BT), model.features(tokens_BT))
+    model.eval()
+    assert torch.equal(model.features(tokens_BT), model.features(tokens_BT))
 
 
 def test_a_later_token_changes_no_earlier_logit() -> None:
