@@ -1,6 +1,6 @@
 """Checkpoints: what a run continues from after a lost worker or a killed driver.
 
-    checkpoints/step-00000040/            shards of torch.distributed.checkpoint, history.jsonl, manifest.json
+    checkpoints/step-00000040/            shards of torch.distributed.checkpoint, history.jsonl, progress.json, manifest.json
     checkpoints/.tmp-step-00000080-<id>/  what an attempt is writing; nobody reads it
 
 Randomness and the sample stream are pure functions of (seed, step, rank), and the learning rate of the step:
@@ -16,12 +16,12 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -33,6 +33,7 @@ from llm.train.parallel.world import World
 
 SCHEMA = 1
 HISTORY = "history.jsonl"
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,26 @@ class Checkpoints:
     keep: int
     world: World
 
-    def save(self, step: int, model: nn.Module, optimizers: list[Optimizer], history: list[dict[str, Any]]) -> None:
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        progress: dict[str, Any],
+        average: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Commit the state after `step`, then drop the oldest beyond `keep`.
+
+        `progress` is what the loop goes on from besides tensors: JSON values by name, its "history" a list with a record
+        per step. `average` holds averaged weights by parameter name.
 
         Raises: ArtifactError if the disk is full or read-only, or what was written doesn't verify.
         """
         final = self.folder / f"step-{step:08d}"
         with artifact.named_errors(self.folder):
             temporary = self.world.first(lambda: self._temporary(final.name))
-            weights, moments = get_state_dict(model, optimizers)
-            _write({"model": weights, "optimizer": moments}, temporary, self.world)
-            self.world.first(lambda: self._commit(step, temporary, final, history))
+            _write(_state(model, optimizers, average), temporary, self.world)
+            self.world.first(lambda: self._commit(step, temporary, final, progress))
 
     def _temporary(self, name: str) -> Path:
         """A new folder that no other attempt knows, not even one whose driver is gone and whose workers write on.
@@ -68,27 +78,30 @@ class Checkpoints:
         temporary.mkdir(parents=True)
         return temporary
 
-    def _commit(self, step: int, temporary: Path, final: Path, history: list[dict[str, Any]]) -> None:
-        write_history(temporary / HISTORY, history)
+    def _commit(self, step: int, temporary: Path, final: Path, progress: dict[str, Any]) -> None:
+        write_history(temporary / HISTORY, progress["history"])
+        artifact.write_json(temporary / PROGRESS, {name: value for name, value in progress.items() if name != "history"})
         facts = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
         artifact.commit(temporary, final, {"schema": SCHEMA, "stage": "checkpoint", **facts})
         artifact.verified_manifest(final)
         for old in self._found()[: -self.keep]:
             shutil.rmtree(old)
 
-    def restore(self, model: nn.Module, optimizers: list[Optimizer]) -> list[dict[str, Any]]:
-        """Put the newest checkpoint that verifies into model and optimizers; its history, empty for a fresh start.
+    def restore(
+        self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Any] | None:
+        """Put the newest checkpoint that verifies into model, optimizers and `average`; its progress, None for a fresh start.
 
         Raises: ArtifactError if that checkpoint belongs to another job.
         """
         path = self.world.first(self.latest)
         if path is None:
-            return []
-        weights, moments = get_state_dict(model, optimizers)
+            return None
+        state = _state(model, optimizers, average)
         with _no_advice():
-            state_dict_loader.load({"model": weights, "optimizer": moments}, checkpoint_id=path, no_dist=self.world.size == 1)
-        set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments)
-        return read_history(path / HISTORY)
+            state_dict_loader.load(state, checkpoint_id=path, no_dist=self.world.size == 1)
+        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        return json.loads((path / PROGRESS).read_text(encoding="utf-8")) | {"history": read_history(path / HISTORY)}
 
     def latest(self) -> Path | None:
         """The newest checkpoint that verifies; damaged ones on the way are renamed `.corrupt-…`."""
@@ -107,6 +120,12 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def _state(model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """The tensors of a training, under names that no number of workers changes; loading fills them in place."""
+    weights, moments = get_state_dict(model, optimizers)
+    return {"model": weights, "optimizer": moments} | ({"average": dict(average)} if average else {})
 
 
 def _write(state: dict[str, Any], folder: Path, world: World) -> None:

@@ -92,7 +92,8 @@ class Attempt:
         self.optimizers = optimizer.build(self.model, job.train.optimizer)
         fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
         self.checkpoints = Checkpoints(job.work / "checkpoints", fingerprint, job.seed, job.train.keep_checkpoints, world)
-        self.history = self.checkpoints.restore(self.model, self.optimizers)
+        progress = self.checkpoints.restore(self.model, self.optimizers) or {"history": []}
+        self.history: list[dict[str, Any]] = progress["history"]
         self.replica.rehearse(self.objective.batch(self.rows, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), job.seed))
 
     def run(self) -> None:
@@ -106,7 +107,7 @@ class Attempt:
             self.history.append(record)
             self.report(record, seconds=time.monotonic() - started)
             if step % config.checkpoint_every_steps == 0 or step == config.steps:
-                self.checkpoints.save(step, self.model, self.optimizers, self.history)
+                self.checkpoints.save(step, self.model, self.optimizers, {"history": self.history})
         self.finish()
 
     def update(self, step: int) -> dict[str, Any]:
