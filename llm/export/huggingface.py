@@ -17,22 +17,11 @@ from llm.data.tokenizer import BOS, EOS
 from llm.errors import ArtifactError
 from llm.export.card import write_card
 from llm.export.tokenizer import read_tokenizer, write_tokenizer
-from llm.model.config import DecoderConfig
+from llm.model.config import DecoderConfig, LlamaSizes
 from llm.model.decoder import Decoder, head_width
+from llm.model.pretrained import LLAMA_LAYER, LLAMA_OUTER
 from llm.model.weights import assemble, read_tensors, write_tensors
 
-OUTER_NAMES = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
-LAYER_NAMES = {
-    "attention_norm": "input_layernorm",
-    "attention.query": "self_attn.q_proj",
-    "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj",
-    "attention.output": "self_attn.o_proj",
-    "feed_forward_norm": "post_attention_layernorm",
-    "feed_forward.gate": "mlp.gate_proj",
-    "feed_forward.up": "mlp.up_proj",
-    "feed_forward.down": "mlp.down_proj",
-}
 CONFIG_NAMES = {
     "width": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -109,14 +98,14 @@ def _read_config(path: Path) -> tuple[DecoderConfig, int]:
         raise ArtifactError("config.json can't be read", value=f"{path} ({error})", remedy=remedy) from error
 
 
-def weight_names(config: DecoderConfig) -> dict[str, str]:
+def weight_names(config: LlamaSizes) -> dict[str, str]:
     """Our parameter names to Llama's; a tied head has no entry, because the file stores it once."""
     names = {
         f"blocks.{layer}.{ours}.weight": f"model.layers.{layer}.{theirs}.weight"
         for layer in range(config.num_layers)
-        for ours, theirs in LAYER_NAMES.items()
+        for theirs, ours in LLAMA_LAYER.items()
     }
-    names |= OUTER_NAMES
+    names |= {f"{ours}.weight": f"{theirs}.weight" for theirs, ours in LLAMA_OUTER.items()}
     if config.tied_embeddings:
         del names["head.weight"]
     return names

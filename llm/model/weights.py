@@ -1,4 +1,4 @@
-"""A model as a folder: `model.safetensors` under the names of llm/model/decoder.py, and `config.json` to rebuild it.
+"""A model as a folder: `model.safetensors` under our parameters' names, and `config.json` to rebuild it.
 
 safetensors and JSON hold numbers and text only, so opening a folder of unknown origin runs no code of it.
 """
@@ -7,28 +7,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm.artifact import write_json
 from llm.errors import ArtifactError
+from llm.model import families
 from llm.model.config import ModelConfig, parse_model
-from llm.model.decoder import Decoder
 
 REMEDY = "delete this artifact, so that its stage runs again"
 
 
-def save(model: Decoder, folder: Path) -> None:
+def save(model: nn.Module, folder: Path) -> None:
     """Write `model.safetensors` and `config.json`; a tied head is stored once, as the embedding."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tied_embeddings:
-        del weights["head.weight"]
+    aliases = tied(model)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name not in aliases}
+    config, vocab_size = cast(ModelConfig, model.config), model.vocab_size
     write_tensors(folder / "model.safetensors", weights)
-    write_json(folder / "config.json", {"model": model.config.model_dump(mode="json"), "vocab_size": model.vocab_size})
+    write_json(folder / "config.json", {"model": config.model_dump(mode="json"), "vocab_size": vocab_size})
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are another one's, and that other's name."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: owner for name, parameter in named if (owner := first.setdefault(id(parameter), name)) != name}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -40,7 +48,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.write_bytes(safetensors_torch.save(tensors, metadata={"format": "pt"}))
 
 
-def load(folder: Path) -> Decoder:
+def load(folder: Path) -> Any:
     """The model that `save` wrote, on the CPU, in evaluation mode.
 
     Raises: ArtifactError if a file is missing or damaged, or the weights don't fit the sizes in `config.json`.
@@ -58,27 +66,28 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         raise ArtifactError("model configuration can't be read", value=f"{path} ({error})", remedy=REMEDY) from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, remedy: str = REMEDY) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, by name."""
     try:
         return safetensors_torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError("weights can't be read", value=f"{path} ({error})", remedy=REMEDY) from error
+        raise ArtifactError("weights can't be read", value=f"{path} ({error})", remedy=remedy) from error
 
 
-def assemble(config: ModelConfig, vocab_size: int, weights: dict[str, Tensor]) -> Decoder:
-    """A decoder of these sizes that holds these weights; nothing is initialised twice.
+def assemble(config: ModelConfig, vocab_size: int, weights: dict[str, Tensor], remedy: str = REMEDY) -> Any:
+    """A model of these sizes that holds these weights; nothing is initialised twice.
 
     Raises: ArtifactError if a tensor is missing, unknown or of another shape.
     """
     with torch.device("meta"):
-        model = Decoder(config, vocab_size)
-    if config.tied_embeddings and "embedding.weight" in weights:
-        weights = {**weights, "head.weight": weights["embedding.weight"]}
+        model = families.build(config, vocab_size)
+    aliases = tied(model)
+    weights = weights | {alias: weights[name] for alias, name in aliases.items() if name in weights}
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ArtifactError("weights don't fit the model's sizes", value=str(error), remedy=REMEDY) from error
-    if config.tied_embeddings:
-        model.head.weight = model.embedding.weight
+        raise ArtifactError("weights don't fit the model's sizes", value=" ".join(str(error).split()), remedy=remedy) from error
+    for alias, name in aliases.items():
+        owner, _, parameter = alias.rpartition(".")
+        setattr(model.get_submodule(owner), parameter, model.get_parameter(name))
     return model.eval()
