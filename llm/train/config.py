@@ -38,7 +38,7 @@ class ScheduleConfig(Section):
     """Linear warm-up to the peak, then `kind` down to `floor_share` of it.
 
     `cosine`, `linear`, `inverse_sqrt`, `step` (times `step_factor` every `step_steps`), `cyclical` (triangles of
-    `cycle_steps`), `wsd` (the peak, then a linear fall over the last `decay_steps`), `constant`.
+    `cycle_steps`), `wsd` (the peak, then a fall over the last `decay_steps`), `constant`.
     """
 
     kind: Literal["cosine", "linear", "inverse_sqrt", "step", "cyclical", "wsd", "constant"] = "cosine"
@@ -48,12 +48,13 @@ class ScheduleConfig(Section):
     step_factor: float = Field(default=0.5, gt=0, lt=1)
     cycle_steps: int = Field(default=1000, ge=2)
     decay_steps: int | None = Field(default=None, ge=1, description="of wsd; None: a fifth of all steps")
+    decay: Literal["linear", "1-sqrt"] = Field(default="linear", description="shape of wsd's fall; 1-sqrt is steeper at first")
 
 
 class RampConfig(Section):
-    """A global batch that grows in equal leaps from `rows` to global_batch_size over the first `steps`."""
+    """A global batch that grows from `rows` to global_batch_size over the first `steps`, by `rows` at a time."""
 
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=1, description="of the first batch; a divisor of global_batch_size")
     steps: int = Field(ge=1)
 
 
@@ -111,8 +112,16 @@ class TrainConfig(Section):
                 f"micro_batch_size {self.micro_batch_size} exceeds global_batch_size {self.global_batch_size}; "
                 "set train.micro_batch_size lower"
             )
-        if self.ramp and self.ramp.rows > self.global_batch_size:
-            raise ValueError(f"ramp starts above global_batch_size {self.global_batch_size}; set train.ramp.rows lower")
+        if self.schedule.kind == "wsd" and (self.schedule.decay_steps or 0) > self.steps - self.schedule.warmup_steps:
+            raise ValueError(
+                f"decay of {self.schedule.decay_steps} steps does not fit between warm-up and step {self.steps}; "
+                f"set train.schedule.decay_steps to {self.steps - self.schedule.warmup_steps} or less"
+            )
+        if self.ramp and self.global_batch_size % self.ramp.rows:
+            raise ValueError(
+                f"ramp of {self.ramp.rows} rows does not divide global_batch_size {self.global_batch_size}; "
+                "set train.ramp.rows to a divisor of it"
+            )
         if self.stop_after_validations and not self.validation_rows:
             raise ValueError("stopping early needs a validation loss; set train.validation_rows above 0")
         return self
