@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import ArtifactError
+from llm.failpoint import failpoint
 from llm.metrics import Stopwatch
 
 SCHEMA = 1
@@ -185,6 +186,7 @@ def commit(temporary: Path, destination: Path, manifest: dict[str, Any]) -> None
     for folder in {(temporary / name).parent for name in files} | {temporary}:
         fsync(folder)
     destination.parent.mkdir(parents=True, exist_ok=True)
+    failpoint("commit")
     temporary.rename(destination)
     fsync(destination.parent)
 
@@ -235,11 +237,13 @@ def write_json(path: Path, value: object) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     fsync(temporary)
+    failpoint("replace")
     temporary.replace(path)
 
 
 def fsync(path: Path) -> None:
     """Force a file, or a directory's entries, to disk."""
+    failpoint("fsync")
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

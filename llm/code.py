@@ -12,7 +12,7 @@ from pathlib import Path
 HOUSE = Path(__file__).parent.parent  # where `llm` lies
 
 # Modules that carry a stage but can't change its result. A config's resolved values are part of the key themselves.
-PLUMBING = ("llm.errors", "llm.metrics", "llm.report", "llm.config", "llm.artifact")
+PLUMBING = ("llm.errors", "llm.metrics", "llm.report", "llm.config", "llm.artifact", "llm.failpoint")
 
 
 def code_digests(*entries: str) -> dict[str, str]:

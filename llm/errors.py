@@ -6,6 +6,7 @@
     ├── DataError         the data can't carry the run (empty, too dirty)       fix the data or a threshold
     ├── ArtifactError     the store is damaged, read-only or full               free or repair the store
     ├── DivergenceError   training left the finite numbers                      change the optimizer settings
+    ├── StoppedError      training was asked to stop, and has its checkpoint    the same command continues
     ├── CapacityError     the machine is too small for the recipe               a smaller size or a larger machine
     ├── DependencyError   a library or a service is missing or too old          `trainyard doctor`
     └── PromotionError    the registry can't decide                             see the message
@@ -65,6 +66,10 @@ class ArtifactError(TrainyardError):
 
 class DivergenceError(TrainyardError):
     """Training left the finite numbers, or a result failed its gate."""
+
+
+class StoppedError(TrainyardError):
+    """Training was asked to stop; it lost no step, and the same command continues."""
 
 
 class CapacityError(TrainyardError):

@@ -3,6 +3,7 @@
     checkpoints/step-00000040/            shards of torch.distributed.checkpoint, history.jsonl, progress.json, manifest.json
     checkpoints/.tmp-step-00000080-<id>/  what an attempt is writing; nobody reads it
 
+A save copies the state to memory of its own and lets training go on; a thread writes, hashes and commits the copy.
 Randomness and the sample stream are pure functions of (seed, step, rank), and the learning rate of the step:
 the manifest's `seed` and `step` are their whole state.
 """
@@ -10,25 +11,33 @@ the manifest's `seed` and `step` are their whole state.
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import json
+import math
 import shutil
 import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
 from llm import artifact
 from llm.errors import ArtifactError
+from llm.failpoint import failpoint
+from llm.train.config import TrainConfig
 from llm.train.parallel.world import World
 
 SCHEMA = 1
@@ -37,14 +46,45 @@ PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """The checkpoints of one job; every worker calls `save` and `restore` at the same time."""
+class Retention:
+    """Which checkpoints stay when another one is committed."""
 
-    folder: Path
-    fingerprint: str  # of the job: model, settings, rows, seed, initial weights
-    seed: int
-    keep: int
-    world: World
+    last: int = 2
+    every_steps: int | None = None
+    best: bool = False
+
+    @classmethod
+    def of(cls, train: TrainConfig) -> Retention:
+        """The rule of a `train` section."""
+        return cls(train.keep_checkpoints, train.keep_every_steps, train.keep_best)
+
+    def stay(self, losses: Mapping[int, float | None]) -> set[int]:
+        """Of checkpoints with these validation losses by step, the steps that stay; None is a step without validation.
+
+        Example:
+            >>> sorted(Retention(last=2, every_steps=40, best=True).stay({10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.1, 60: 2.2}))
+            [20, 40, 50, 60]
+        """
+        stay = set(sorted(losses)[-self.last :])
+        if self.every_steps:
+            stay |= {step for step in losses if step % self.every_steps == 0}
+        validated = [(loss, step) for step, loss in losses.items() if loss is not None]
+        if self.best and validated:
+            stay.add(min(validated)[1])
+        return stay
+
+
+class Checkpoints:
+    """The checkpoints of one job; every worker calls each method at the same time."""
+
+    def __init__(self, folder: Path, fingerprint: str, seed: int, retention: Retention, world: World, *, background: bool = False) -> None:
+        """`fingerprint` is of the job: model, settings, rows, seed, initial weights. `background` writes beside training."""
+        self.folder, self.fingerprint, self.seed, self.retention, self.world = folder, fingerprint, seed, retention, world
+        self.background = background
+        self.stager = _stager(world.device)
+        self.group = dist.new_group(backend="gloo") if world.size > 1 else None  # a thread must not meet the gradients' collectives
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.writing: Future[None] | None = None
 
     def save(
         self,
@@ -54,18 +94,40 @@ class Checkpoints:
         progress: dict[str, Any],
         average: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Commit the state after `step`, then drop the oldest beyond `keep`.
+        """Begin to commit the state after `step`, and to drop what the retention lets go; without `background`, end it too.
 
         `progress` is what the loop goes on from besides tensors: JSON values by name, its "history" a list with a record
         per step. `average` holds averaged weights by parameter name.
 
-        Raises: ArtifactError if the disk is full or read-only, or what was written doesn't verify.
+        Raises: ArtifactError if the disk is full or read-only, or what was written doesn't verify: of this save, or
+        of the one before.
         """
-        final = self.folder / f"step-{step:08d}"
+        self.wait()
         with artifact.named_errors(self.folder):
-            temporary = self.world.first(lambda: self._temporary(final.name))
-            _write(_state(model, optimizers, average), temporary, self.world)
-            self.world.first(lambda: self._commit(step, temporary, final, progress))
+            temporary = self.world.first(lambda: self._temporary(f"step-{step:08d}"))
+        state = _state(model, optimizers, average)
+        if self.background:
+            state = dict(self.stager.stage(state))  # type: ignore[arg-type]  # a future only where staging is asynchronous
+            progress = copy.deepcopy({**progress, "history": None}) | {"history": list(progress["history"])}
+        self.writing = self.writer.submit(self._write, step, temporary, state, progress)
+        if not self.background:
+            self.wait()
+
+    def wait(self) -> None:
+        """End the save that is being written, if there is one.
+
+        Raises: what its `save` says.
+        """
+        if self.writing is None:
+            return
+        writing, self.writing = self.writing, None
+        wait([writing])
+        self.world.first(writing.result)
+        writing.result()
+
+    def close(self) -> None:
+        """End the thread after what it is writing, whose failure no longer matters: training has failed before."""
+        self.writer.shutdown(wait=True)
 
     def _temporary(self, name: str) -> Path:
         """A new folder that no other attempt knows, not even one whose driver is gone and whose workers write on.
@@ -78,22 +140,40 @@ class Checkpoints:
         temporary.mkdir(parents=True)
         return temporary
 
-    def _commit(self, step: int, temporary: Path, final: Path, progress: dict[str, Any]) -> None:
-        write_history(temporary / HISTORY, progress["history"])
-        artifact.write_json(temporary / PROGRESS, {name: value for name, value in progress.items() if name != "history"})
-        facts = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
-        artifact.commit(temporary, final, {"schema": SCHEMA, "stage": "checkpoint", **facts})
-        artifact.verified_manifest(final)
-        for old in self._found()[: -self.keep]:
-            shutil.rmtree(old)
+    def _write(self, step: int, temporary: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
+        """All shards, then on rank 0 the commit: the last collective of a save has told it that every shard is on disk."""
+        with artifact.named_errors(self.folder):
+            _write_shards(state, temporary, self.group)
+            if self.world.rank == 0:
+                self._commit(step, temporary, progress)
 
-    def restore(
-        self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Any] | None:
+    def _commit(self, step: int, temporary: Path, progress: dict[str, Any]) -> None:
+        write_history(temporary / HISTORY, progress["history"])
+        (temporary / PROGRESS).write_text(json.dumps({**progress, "history": None}), encoding="utf-8")
+        facts = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
+        final = self.folder / f"step-{step:08d}"
+        loss = _finite(progress["history"][-1].get("validation_loss")) if progress["history"] else None
+        artifact.commit(temporary, final, {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss, **facts})
+        artifact.verified_manifest(final)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Drop what the retention lets go. A folder loses its name first: half of a checkpoint is never in sight."""
+        found = {int(path.name.removeprefix("step-")): path for path in self._found()}
+        stay = self.retention.stay({step: _validation_loss(path) for step, path in found.items()})
+        for step in sorted(found.keys() - stay):
+            gone = self.folder / f".tmp-{found[step].name}-{uuid.uuid4().hex[:8]}"
+            failpoint("prune")
+            found[step].rename(gone)
+            failpoint("remove")
+            shutil.rmtree(gone)
+
+    def restore(self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None) -> dict[str, Any] | None:
         """Put the newest checkpoint that verifies into model, optimizers and `average`; its progress, None for a fresh start.
 
         Raises: ArtifactError if that checkpoint belongs to another job.
         """
+        self.wait()
         path = self.world.first(self.latest)
         if path is None:
             return None
@@ -128,17 +208,34 @@ def _state(model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, 
     return {"model": weights, "optimizer": moments} | ({"average": dict(average)} if average else {})
 
 
-def _write(state: dict[str, Any], folder: Path, world: World) -> None:
+def _stager(device: torch.device) -> DefaultStager:
+    """What copies a state to memory of its own, the same memory every time: pinned where a GPU reads it."""
+    gpu = device.type == "cuda"
+    return DefaultStager(StagingOptions(use_pinned_memory=gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=gpu))
+
+
+def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Save the shards of every worker; the first worker's failure is raised on all of them."""
     try:
         with _no_advice():
-            state_dict_saver.save(state, checkpoint_id=folder, no_dist=world.size == 1)
+            state_dict_saver.save(state, checkpoint_id=folder, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
         if not isinstance(cause, RuntimeError):
             raise cause from error
         remedy = "free space, or set TRAINYARD_HOME to a larger disk"  # torch keeps the system's own reason to itself
         raise ArtifactError("checkpoint can't be written", value=f"{folder} ({cause})", remedy=remedy) from error
+
+
+def _validation_loss(path: Path) -> float | None:
+    """What a checkpoint's manifest says of its step, if it can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((path / "manifest.json").read_text()).get("validation_loss")
+    return None
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 @contextlib.contextmanager

@@ -6,19 +6,22 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.checkpoint import state_dict_saver
 
 from llm.errors import ArtifactError
-from llm.train.checkpoint import _write, sole_writer
+from llm.train.checkpoint import Checkpoints, Retention, _write_shards, sole_writer
 from llm.train.loop import TrainJob, train
 from llm.train.parallel.world import World
 
 JobMaker = Callable[..., TrainJob]
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def checkpoints(job: TrainJob) -> list[str]:
@@ -29,6 +32,95 @@ def test_the_newest_two_are_kept(make_job: JobMaker) -> None:
     job = make_job(checkpoint_every_steps=2)
     train(job)
     assert checkpoints(job) == ["step-00000010", "step-00000012"]
+
+
+@dataclass
+class Tiny:
+    """A layer, its optimizer and a running average, trained by steps that depend on nothing but the state."""
+
+    layer: nn.Linear = field(default_factory=lambda: nn.Linear(8, 8))
+
+    def __post_init__(self) -> None:
+        self.optimizers = [torch.optim.AdamW([self.layer.weight]), torch.optim.SGD([self.layer.bias], momentum=0.9)]
+        self.average = {name: value.detach().clone() for name, value in self.layer.named_parameters()}
+        self.history: list[dict[str, Any]] = []
+
+    def step(self, validation_loss: float | None = None) -> None:
+        self.layer(torch.ones(2, 8)).square().sum().backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, value in self.layer.named_parameters():
+            self.average[name].lerp_(value.detach(), 0.1)
+        self.history.append({"step": len(self.history) + 1} | ({"validation_loss": validation_loss} if validation_loss else {}))
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        progress = {"history": self.history, "guard": {"seen": self.history[-2:]}}
+        checkpoints.save(len(self.history), self.layer, self.optimizers, progress, self.average)
+
+    def restore(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
+        return checkpoints.restore(self.layer, self.optimizers, self.average)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        moments = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        flat = {f"{number}.{name}": value for number, state in enumerate(moments) for name, value in state.items()}
+        return dict(self.layer.state_dict()) | {f"average.{name}": value for name, value in self.average.items()} | flat
+
+
+def open_in(folder: Path, *, background: bool = False, **retention: Any) -> Checkpoints:
+    return Checkpoints(folder, "fingerprint", 1, Retention(**retention), ALONE, background=background)
+
+
+def test_a_background_save_holds_the_step_although_training_goes_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny, beside, apart = Tiny(), open_in(tmp_path / "beside", background=True), open_in(tmp_path / "apart")
+    for _ in range(3):  # the memory of the first copy is used again by the others
+        tiny.step()
+        tiny.save(beside)
+        tiny.save(apart)
+        wanted = {name: value.clone() for name, value in tiny.tensors().items()}
+        for _ in range(20):
+            tiny.step()
+        assert beside.writing is not None
+        found, same = Tiny(), Tiny()
+        assert found.restore(beside) == same.restore(apart)
+        assert set(found.tensors()) == set(wanted)
+        for name, value in wanted.items():
+            assert torch.equal(found.tensors()[name], value), name
+            assert torch.equal(same.tensors()[name], value), name
+
+
+def test_progress_returns_as_it_was_saved(tmp_path: Path) -> None:
+    tiny, checkpoints = Tiny(), open_in(tmp_path, background=True)
+    assert tiny.restore(checkpoints) is None
+    tiny.step(validation_loss=0.1 + 0.2)
+    tiny.save(checkpoints)
+    tiny.step()
+    record = {"step": 1, "validation_loss": 0.1 + 0.2}
+    assert Tiny().restore(checkpoints) == {"history": [record], "guard": {"seen": [record]}}
+
+
+def test_a_background_failure_arrives_with_the_next_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, checkpoints = Tiny(), open_in(tmp_path, background=True)
+    tiny.step()
+    tiny.save(checkpoints)
+    checkpoints.wait()
+    monkeypatch.setenv("TRAINYARD_FAILPOINT", "commit:raise:1")
+    tiny.step()
+    tiny.save(checkpoints)
+    with pytest.raises(ArtifactError, match="free space"):
+        tiny.save(checkpoints)
+    progress = tiny.restore(checkpoints)
+    assert progress is not None
+    assert len(progress["history"]) == 1
+
+
+def test_marked_and_best_checkpoints_stay(tmp_path: Path) -> None:
+    tiny, checkpoints = Tiny(), open_in(tmp_path, last=2, every_steps=4, best=True)
+    for loss in (3.0, 1.0, float("nan"), 2.0, 2.5, 2.4, 2.3, None, 2.2, 2.1):
+        tiny.step(loss)
+        tiny.save(checkpoints)
+    assert [int(name.removeprefix("step-")) for name in sorted(path.name for path in tmp_path.iterdir())] == [2, 4, 8, 9, 10]
 
 
 def test_the_manifest_says_what_it_belongs_to(make_job: JobMaker) -> None:
@@ -79,12 +171,12 @@ def test_no_two_attempts_write_into_one_folder(make_job: JobMaker, monkeypatch: 
     written: list[Path] = []
     save = state_dict_saver.save
 
-    def late(state: Any, *, checkpoint_id: Path, no_dist: bool) -> None:
+    def late(state: Any, *, checkpoint_id: Path, process_group: None, no_dist: bool) -> None:
         for earlier in written:
             earlier.mkdir(exist_ok=True)
             (earlier / "__1_0.distcp").write_bytes(b"late")
         written.append(checkpoint_id)
-        save(state, checkpoint_id=checkpoint_id, no_dist=no_dist)
+        save(state, checkpoint_id=checkpoint_id, process_group=process_group, no_dist=no_dist)
 
     monkeypatch.setattr(state_dict_saver, "save", late)
     job = make_job()
@@ -106,7 +198,7 @@ def test_other_rows_are_another_job(masked_rows: Path, make_job: JobMaker, tmp_p
 
 
 def test_a_second_group_waits_then_gives_up(tmp_path: Path) -> None:
-    world = World(0, 1, torch.device("cpu"))
+    world = ALONE
     with sole_writer(tmp_path, world):
         with pytest.raises(ArtifactError, match="another run is training here"), sole_writer(tmp_path, world, timeout_seconds=0.3):
             pass
@@ -125,6 +217,6 @@ def test_a_disk_that_ends_in_the_middle_of_a_tensor_is_named(tmp_path: Path) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, hard))
     try:
         with pytest.raises(ArtifactError, match=r"(?s)checkpoint can't be written.*free space"):
-            _write({"weight": torch.zeros(100_000)}, tmp_path / "step", World(0, 1, torch.device("cpu")))
+            _write_shards({"weight": torch.zeros(100_000)}, tmp_path / "step", None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
