@@ -77,7 +77,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
 @app.command
 def plan(flow: Flow = "lifecycle", *, recipe: str = "tiny", set: Set = None) -> None:
     """Say what a run would do and why, what it would take, and whether it fits this machine."""
-    from llm.plan import check, parameters, plan, training_bytes
+    from llm.model.sizes import parameters
+    from llm.plan import check, plan, training_bytes
 
     loaded, store = load(recipe, _overrides(set)), Store(home())
     check(loaded, store)
