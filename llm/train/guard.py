@@ -19,8 +19,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from statistics import fmean, median, variance
 from typing import Any
+
+import numpy as np
 
 from llm.errors import DivergenceError
 from llm.train.config import GuardConfig
@@ -118,8 +119,8 @@ class Guard:
         """The largest healthy number: so many robust deviations above the median; any, until the window is full."""
         if len(window) < self.config.window_steps:
             return math.inf
-        middle = median(window)
-        deviation = MAD_TO_DEVIATION * median(abs(number - middle) for number in window)
+        middle = float(np.median(window))
+        deviation = MAD_TO_DEVIATION * float(np.median(np.abs(np.array(window) - middle)))
         return middle + self.config.spike_deviations * max(deviation, SMALLEST_DEVIATION)
 
     def _refuse(self, step: int, reason: str) -> Verdict:
@@ -138,7 +139,7 @@ class Guard:
     def _alerts(self, step: int) -> tuple[str, ...]:
         """What begins to look wrong with this step, though each single step is healthy."""
         state, config = self._state, self.config
-        smoothed = fmean(state.losses)
+        smoothed = float(np.mean(state.losses))
         if state.best_loss is None or smoothed < state.best_loss:
             state.best_loss, state.best_step = smoothed, step
         holding = []
@@ -164,6 +165,6 @@ def _log(norm: float) -> float:
 
 def _rise(losses: Sequence[float]) -> float:
     """Standard errors by which the mean of the newer half exceeds that of the older one (Welch's t)."""
-    older, newer = losses[: len(losses) // 2], losses[len(losses) // 2 :]
-    error = math.sqrt(variance(older) / len(older) + variance(newer) / len(newer))
-    return (fmean(newer) - fmean(older)) / max(error, 1e-12)
+    older, newer = np.split(np.array(losses), [len(losses) // 2])
+    error = math.sqrt(older.var(ddof=1) / len(older) + newer.var(ddof=1) / len(newer))
+    return float(newer.mean() - older.mean()) / max(error, 1e-12)
