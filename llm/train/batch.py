@@ -28,6 +28,11 @@ class Batch:
         """Targets that count."""
         return int((self.targets_BT != IGNORED).sum())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads."""
+        return sum(tensor.numel() for name, tensor in self.inputs.items() if name.startswith(("tokens_", "decoder_tokens_")))
+
     def to(self, device: torch.device) -> Batch:
         """The same rows on another device."""
         inputs, extra = ({name: tensor.to(device) for name, tensor in named.items()} for named in (self.inputs, self.extra))

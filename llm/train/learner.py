@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from llm.model.moe import Moe
 from llm.train import precision
 from llm.train.batch import Batch
 from llm.train.objective.kinds import Objective
+from llm.train.objective.mixture import Mixture
 
 
 class Learner(nn.Module):
     """From a batch to the summed terms of the loss."""
 
-    def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype, z_loss_weight: float = 0.0) -> None:
+    def __init__(self, model: Any, objective: Objective | Mixture, dtype: torch.dtype, z_loss_weight: float = 0.0) -> None:
         super().__init__()
         self.model, self.objective, self.dtype = model, objective, dtype
-        self.weights = {"z": z_loss_weight, **objective.weights}
+        self.routed = isinstance(model, Moe)  # its routers add terms of their own, per token
+        self.z_loss = z_loss_weight > 0
+        self.weights = dict(objective.weights)
+        if self.z_loss:
+            self.weights["z"] = z_loss_weight
+        if self.routed:
+            self.weights |= model.auxiliary_weights
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """By term, what its sum is divided by; what isn't counted on its own counts per target."""
-        return dict.fromkeys(self.weights, batch.counted) | self.objective.counts(batch)
+        """By term, what its sum is divided by."""
+        routed = dict.fromkeys(self.model.auxiliary_weights, batch.tokens) if self.routed else {}
+        return {"z": batch.counted, **routed, **self.objective.counts(batch)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """By term, its sum over the batch."""
         with precision.autocast(batch.targets_BT.device, self.dtype):
-            return self.objective.sums(self.model, batch)
+            sums = self.objective.sums(self.model, batch, z_loss=self.z_loss)
+        return {**sums, **self.model.auxiliary()} if self.routed else sums

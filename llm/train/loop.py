@@ -9,59 +9,32 @@ same weights and history as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from llm import artifact, metrics
-from llm.data.rows import Rows, order
-from llm.errors import ArtifactError, DataError, DivergenceError, RecipeError
+from llm.data.rows import Rows
+from llm.errors import DataError, DivergenceError
 from llm.model import weights
-from llm.model.config import ModelConfig
-from llm.model.decoder import Decoder
 from llm.train import optimizer, precision, schedule
 from llm.train.batch import Batch
-from llm.train.checkpoint import HISTORY, Checkpoints, sole_writer, write_history
-from llm.train.config import TrainConfig
+from llm.train.checkpoint import HISTORY, Checkpoints, Retention, sole_writer, write_history
+from llm.train.job import TrainJob as TrainJob
+from llm.train.job import check_sizes, initial_model
 from llm.train.learner import Learner
 from llm.train.objective import kinds
 from llm.train.parallel.replica import Replica
 from llm.train.parallel.world import World
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What decides a trained model, and the folder that survives between attempts at it."""
-
-    rows: Path  # a tokenize or chat artifact
-    model: ModelConfig
-    train: TrainConfig
-    seed: int
-    work: Path  # checkpoints/, metrics.jsonl, and in the end final/
-    initial: Path | None = None  # a pretrain artifact to continue from; None starts from random weights
-    device: str = "auto"  # auto, cpu or cuda
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of everything that decides the weights; a checkpoint of another fingerprint is refused."""
-        return artifact.sha256_of(
-            {
-                "model": self.model.model_dump(mode="json"),
-                "train": self.train.model_dump(mode="json"),
-                "seed": self.seed,
-                "rows": {path.name: artifact.sha256_file(path) for path in (self.rows / "rows.json", *self.rows.glob("train.*"))},
-                "initial": artifact.sha256_file(self.initial / "model.safetensors") if self.initial else None,
-            }
-        )
+from llm.train.stop import StopRequests
+from llm.train.stream import Stream
 
 
 def train(job: TrainJob) -> None:
@@ -74,7 +47,9 @@ def train(job: TrainJob) -> None:
     with artifact.named_errors(job.work):
         job.work.mkdir(parents=True, exist_ok=True)
         with sole_writer(job.work, world):
-            Attempt(job, world).run()
+            attempt = Attempt(job, world)
+            with contextlib.closing(attempt.checkpoints), attempt.stops.listening():
+                attempt.run()
 
 
 class Attempt:
@@ -82,19 +57,22 @@ class Attempt:
 
     def __init__(self, job: TrainJob, world: World) -> None:
         self.job, self.world, self.began = job, world, time.monotonic()
-        self.rows, self.validation = Rows.open(job.rows, "train"), Rows.open(job.rows, "validation")
-        check_sizes(job, self.rows, world)
-        self.objective = kinds.build(job.train, self.rows.vocab_size)
+        rows = Rows.open(job.rows, "train")
+        check_sizes(job, rows, world)
+        self.objective = kinds.build(job.train, job.model.architecture, rows.vocab_size, rows.row_tokens)
+        self.stream = Stream.open(job.rows, self.objective, job.seed, world)
         self.dtype = precision.resolve(job.train.precision, world.device)
-        self.model = initial_model(job, self.rows.vocab_size + self.objective.extra_ids).to(world.device).train()
+        self.model = initial_model(job, rows.vocab_size + self.objective.extra_ids).to(world.device).train()
         self.learner = Learner(self.model, self.objective, self.dtype, job.train.z_loss_weight)
         self.replica = Replica(self.learner, world)
         self.optimizers = optimizer.build(self.model, job.train.optimizer)
         fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
-        self.checkpoints = Checkpoints(job.work / "checkpoints", fingerprint, job.seed, job.train.keep_checkpoints, world)
+        folder, background = job.work / "checkpoints", job.cluster.async_checkpoints
+        self.checkpoints = Checkpoints(folder, fingerprint, job.seed, Retention.of(job.train), world, background=background)
         progress = self.checkpoints.restore(self.model, self.optimizers) or {"history": []}
         self.history: list[dict[str, Any]] = progress["history"]
-        self.replica.rehearse(self.objective.batch(self.rows, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), job.seed))
+        self.stops = StopRequests(job.work, world)
+        self.replica.rehearse(self.stream.sample())
 
     def run(self) -> None:
         """Every step that is left, with validation and checkpoints in their turn."""
@@ -106,8 +84,13 @@ class Attempt:
                 record |= self.validate()
             self.history.append(record)
             self.report(record, seconds=time.monotonic() - started)
-            if step % config.checkpoint_every_steps == 0 or step == config.steps:
+            stopping = step < config.steps and self.stops.agreed()
+            if stopping or step % config.checkpoint_every_steps == 0 or step == config.steps:
                 self.checkpoints.save(step, self.model, self.optimizers, {"history": self.history})
+            if stopping:
+                self.checkpoints.wait()
+                raise self.stops.error(step)
+        self.checkpoints.wait()
         self.finish()
 
     def update(self, step: int) -> dict[str, Any]:
@@ -117,9 +100,8 @@ class Attempt:
         """
         config, share = self.job.train, schedule.share(self.job.train, step)
         torch.manual_seed(int(np.random.SeedSequence((self.job.seed, step, self.world.rank)).generate_state(1, np.uint64)[0]))
-        first, count = (step - 1) * config.global_batch_size, config.global_batch_size
-        indices = order(first, count, rows=len(self.rows), seed=self.job.seed)
-        losses, targets = self.gradient(self.batches(self.rows, indices, np.arange(first, first + count)))
+        batches = self.stream.training((step - 1) * config.global_batch_size, config.global_batch_size, config.micro_batch_size)
+        losses, targets = self.gradient(batches)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
         check_finite(step, losses["loss"], norm)
         optimizer.set_learning_rates(self.optimizers, share)
@@ -129,12 +111,6 @@ class Attempt:
         seen = self.history[-1]["tokens"] if self.history else 0
         rate = share * optimizer.peak_learning_rate(config.optimizer)
         return losses | {"step": step, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets}
-
-    def batches(self, rows: Rows, indices: NDArray[np.int64], places: NDArray[np.int64]) -> list[Batch]:
-        """This worker's micro-batches of rows that stand at `places` of the sample stream."""
-        own, size = self.world.part(np.arange(len(indices))), self.job.train.micro_batch_size
-        parts = [own[first : first + size] for first in range(0, len(own), size)]
-        return [self.objective.batch(rows, indices[part], places[part], self.job.seed) for part in parts]
 
     def gradient(self, batches: list[Batch]) -> tuple[dict[str, float], int]:
         """Gradient of the mean loss over every counted target of the global batch; its terms, and those targets' number.
@@ -156,8 +132,7 @@ class Attempt:
 
     def validate(self) -> dict[str, float]:
         """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
-        places = np.arange(min(self.job.train.validation_rows, len(self.validation)))
-        batches = self.batches(self.validation, places, places)
+        batches = self.stream.validation(self.job.train.validation_rows, self.job.train.micro_batch_size)
         counts = self.totals([self.learner.counts(batch) for batch in batches])
         sums = self.totals(self.replica.evaluate(batches))
         return {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
@@ -165,7 +140,7 @@ class Attempt:
     def report(self, record: dict[str, Any], *, seconds: float) -> None:
         """Append the step to `metrics.jsonl`, with the clock that must not enter the history."""
         if self.world.rank == 0:
-            tokens_per_second = self.job.train.global_batch_size * self.rows.row_tokens / seconds
+            tokens_per_second = self.job.train.global_batch_size * self.stream.rows.row_tokens / seconds
             clock = {"seconds": round(time.monotonic() - self.began, 3), "tokens_per_second": round(tokens_per_second)}
             metrics.append(self.job.work / "metrics.jsonl", record | clock | {"steps": self.job.train.steps})
 
@@ -189,38 +164,6 @@ class Attempt:
         write_history(temporary / HISTORY, self.history)
         artifact.write_json(temporary / "log" / "cost.json", cost)
         temporary.rename(final)
-
-
-def initial_model(job: TrainJob, vocab_size: int) -> Decoder:
-    """Random weights from the seed, or those of `job.initial`.
-
-    Raises: ArtifactError if the initial weights have other sizes than the job.
-    """
-    if job.initial is None:
-        torch.manual_seed(job.seed)
-        return Decoder(job.model, vocab_size)
-    model = weights.load(job.initial)
-    if (model.config, model.vocab_size) != (job.model, vocab_size):
-        raise ArtifactError(
-            "initial weights have other sizes than the job",
-            value=job.initial,
-            remedy="train from a model of this `model` section and tokenizer",
-        )
-    return model
-
-
-def check_sizes(job: TrainJob, rows: Rows, world: World) -> None:
-    """Raises: RecipeError if batch or rows don't fit workers or model, DataError if there is no row."""
-    if len(rows) == 0:
-        raise DataError("no training row", value=job.rows, remedy="collect more text, or set tokenize.row_tokens lower")
-    if rows.row_tokens > job.model.max_positions:
-        raise RecipeError("rows are longer than the model handles", value=rows.row_tokens, remedy="set model.max_positions to it")
-    if job.train.global_batch_size < world.size:
-        raise RecipeError(
-            "batch has fewer rows than workers",
-            value=job.train.global_batch_size,
-            remedy=f"set train.global_batch_size to {world.size} or more",
-        )
 
 
 def check_finite(step: int, loss: float, norm: float) -> None:

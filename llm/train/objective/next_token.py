@@ -33,9 +33,9 @@ class NextToken:
         """What the summed terms are divided by."""
         return {"loss": batch.counted}
 
-    def sums(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, model: Any, batch: Batch, *, z_loss: bool = False) -> dict[str, Tensor]:
         """Summed, because only a sum adds up exactly over micro-batches and workers."""
-        return token_terms(model, model.features(**batch.inputs), batch.targets_BT)
+        return token_terms(model, model.features(**batch.inputs), batch.targets_BT, z_loss=z_loss)
 
 
 def documents(tokens_BT: Tensor, *, wanted: bool) -> dict[str, Tensor]:
@@ -43,10 +43,10 @@ def documents(tokens_BT: Tensor, *, wanted: bool) -> dict[str, Tensor]:
     return {"documents_BT": (tokens_BT == BOS).cumsum(dim=1)} if wanted else {}
 
 
-def token_terms(model: Any, x_BTD: Tensor, targets_BT: Tensor) -> dict[str, Tensor]:
+def token_terms(model: Any, x_BTD: Tensor, targets_BT: Tensor, *, z_loss: bool) -> dict[str, Tensor]:
     """Summed nats of the counted targets under the model's head, and the squared log-sums for the z-loss.
 
     Source: z-loss, PaLM, https://arxiv.org/abs/2204.02311, section 5.
     """
-    nats, squares = cross_entropy(x_BTD.flatten(0, 1), model.head.weight, model.head.bias, targets_BT.flatten())
-    return {"loss": nats, "z": squares}
+    nats, squares = cross_entropy(x_BTD.flatten(0, 1), model.head.weight, model.head.bias, targets_BT.flatten(), z_loss=z_loss)
+    return {"loss": nats, "z": squares} if z_loss else {"loss": nats}

@@ -1,0 +1,80 @@
+"""What decides a trained model, checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm import artifact
+from llm.data.rows import Rows
+from llm.errors import ArtifactError, DataError, RecipeError
+from llm.model import families, origin
+from llm.model.config import ModelConfig
+from llm.train.config import ClusterConfig, TrainConfig
+from llm.train.objective.config import DistillationConfig
+from llm.train.parallel.world import World
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What decides a trained model, and the folder that survives between attempts at it."""
+
+    rows: Path  # a tokenize or chat artifact
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+    work: Path  # checkpoints/, metrics.jsonl, and in the end final/
+    initial: Path | None = None  # a folder of weights to continue from; None starts from random weights
+    device: str = "auto"  # auto, cpu or cuda
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)  # layout, budget, timeouts: nothing here decides the weights
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides the weights; a checkpoint of another fingerprint is refused."""
+        objective = self.train.objective
+        teacher = Path(objective.teacher) if isinstance(objective, DistillationConfig) else None
+        return artifact.sha256_of(
+            {
+                "model": self.model.model_dump(mode="json"),
+                "train": self.train.model_dump(mode="json"),
+                "seed": self.seed,
+                "rows": {path.name: artifact.sha256_file(path) for path in (self.rows / "rows.json", *self.rows.glob("train.*"))},
+                "initial": origin.digest(self.initial) if self.initial else None,
+                "teacher": origin.digest(teacher) if teacher else None,
+            }
+        )
+
+
+def initial_model(job: TrainJob, vocab_size: int) -> Any:
+    """Random weights from the seed, or those of `job.initial`.
+
+    Raises: ArtifactError if the initial weights have other sizes than the job, or fewer token ids than the rows.
+    """
+    if job.initial is None:
+        torch.manual_seed(job.seed)
+        return families.build(job.model, vocab_size)
+    model = origin.load(job.initial)
+    if model.config != job.model or model.vocab_size < vocab_size:
+        raise ArtifactError(
+            "initial weights have other sizes than the job",
+            value=job.initial,
+            remedy="train from a model of this `model` section and tokenizer",
+        )
+    return model
+
+
+def check_sizes(job: TrainJob, rows: Rows, world: World) -> None:
+    """Raises: RecipeError if batch or rows don't fit workers or model, DataError if there is no row."""
+    if len(rows) == 0:
+        raise DataError("no training row", value=job.rows, remedy="collect more text, or set tokenize.row_tokens lower")
+    if rows.row_tokens > job.model.max_positions:
+        raise RecipeError("rows are longer than the model handles", value=rows.row_tokens, remedy="set model.max_positions to it")
+    if job.train.global_batch_size < world.size:
+        raise RecipeError(
+            "batch has fewer rows than workers",
+            value=job.train.global_batch_size,
+            remedy=f"set train.global_batch_size to {world.size} or more",
+        )
