@@ -1,0 +1,84 @@
+"""A worker that hangs is ended, with its stacks on disk, and the group can start again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llm.train.watchdog import Watchdog
+
+HANGING = Path(__file__).parent / "hanging.py"
+
+Group = list[subprocess.Popen[str]]
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    """Processes that are gone after the test, stopped ones as well."""
+    processes: Group = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def start(group: Group, folder: Path, first: int, how: str) -> Group:
+    command = [sys.executable, HANGING, folder]
+    members = [subprocess.Popen([*command, str(rank), str(first), how], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    group.extend(members)
+    return members
+
+
+def stacks(folder: Path, rank: int) -> str:
+    return (folder / f"watchdog-{rank}.log").read_text()
+
+
+def test_a_stopped_worker_ends_the_other_and_the_group_goes_on(tmp_path: Path, group: Group) -> None:
+    waiting, stopped = start(group, tmp_path, 1, "stop")
+    assert waiting.wait(timeout=40) == 1
+    assert stopped.poll() is None
+    report = stacks(tmp_path, 0)
+    assert "step         5" in report.splitlines()[0]
+    assert "Timeout" in report
+    assert "all_reduce" in report
+    stopped.kill()
+    first = int((tmp_path / "done-0").read_text()) + 1
+    assert first == 5
+    assert [process.wait(timeout=40) for process in start(group, tmp_path, first, "not")] == [0, 0]
+    assert [(tmp_path / f"done-{rank}").read_text() for rank in range(2)] == ["8", "8"]
+
+
+def test_a_thread_that_never_lets_go_of_pythons_lock_is_ended(tmp_path: Path, group: Group) -> None:
+    waiting, holding = start(group, tmp_path, 1, "lock")
+    assert holding.wait(timeout=40) == 1
+    assert waiting.wait(timeout=40) != 0
+    assert "in hang" in stacks(tmp_path, 1)
+
+
+def test_a_clean_end_leaves_no_file(tmp_path: Path) -> None:
+    with Watchdog(tmp_path, rank=3, limit_seconds=45) as dog:
+        dog.begin("step", 1)
+        assert "worker 3" in stacks(tmp_path, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_report_stays(tmp_path: Path) -> None:
+    (tmp_path / "watchdog-0.log").write_text("stacks of an earlier hang\n")
+    with Watchdog(tmp_path, rank=0, limit_seconds=45) as dog:
+        dog.begin("step", 1)
+        assert stacks(tmp_path, 0).startswith("stacks of an earlier hang\nworker 0")
+    assert stacks(tmp_path, 0) == "stacks of an earlier hang\n"
+
+
+def test_the_limit_follows_what_is_usual(tmp_path: Path) -> None:
+    dog = Watchdog(tmp_path, rank=0, limit_seconds=45)
+    assert dog.limit("step") == 300
+    dog.durations["step"].extend([1.0, 2.0, 300.0])
+    assert dog.limit("step") == 45
+    dog.durations["step"].extend([20.0, 20.0])
+    assert dog.limit("step") == 200
+    assert dog.limit("validation") == 300
