@@ -32,7 +32,7 @@ def rates(make: Callable[[torch.optim.Optimizer], LRScheduler], first: int) -> l
     scheduler = make(optimizer)
     found = []
     for _ in range(first, STEPS + 1):
-        found.append(scheduler.get_last_lr()[0])
+        found.append(float(scheduler.get_last_lr()[0]))
         optimizer.step()
         scheduler.step()
     return found
