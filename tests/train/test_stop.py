@@ -1,0 +1,110 @@
+"""A training that is asked to stop ends after the step at hand with its checkpoint: no step is lost, none done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.errors import StoppedError
+from llm.train.loop import TrainJob, train
+from llm.train.parallel.world import World
+from llm.train.stop import StopRequests, on_sigterm, request
+
+JobMaker = Callable[..., TrainJob]
+PROCESS = Path(__file__).parent / "stoppable.py"
+STEPS = 150
+
+
+def steps(work: Path) -> list[int]:
+    path = work / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines() if line] if path.exists() else []
+
+
+def start(job: TrainJob, size: int, folder: Path) -> list[subprocess.Popen[str]]:
+    """A group of processes that each call `train(job)`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rendezvous").unlink(missing_ok=True)
+    (folder / "job").write_bytes(pickle.dumps(job))
+    return [
+        subprocess.Popen([sys.executable, PROCESS, folder, str(rank), str(size)], stderr=subprocess.PIPE, text=True) for rank in range(size)
+    ]
+
+
+def after(step: int, work: Path, deadline_seconds: float = 90.0) -> None:
+    """Return once that step is reported."""
+    deadline = time.monotonic() + deadline_seconds
+    while not any(done >= step for done in steps(work)):
+        assert time.monotonic() < deadline, "the step never came"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_sigterm_loses_no_step(make_job: JobMaker, tmp_path: Path, size: int) -> None:
+    """The signal reaches one process only, and not the one that writes the manifest."""
+    job = make_job(steps=STEPS, checkpoint_every_steps=STEPS)
+    group = start(job, size, tmp_path / "group")
+    after(10, job.work)
+    group[-1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in group]
+    last = steps(job.work)[-1]
+    assert last < STEPS
+    for process, text in zip(group, errors, strict=True):
+        assert process.returncode == 1
+        assert f"StoppedError: training stopped after step {last}: SIGTERM; the same command continues" in text
+    for process in start(job, size, tmp_path / "group"):
+        assert process.wait(timeout=90) == 0
+    assert steps(job.work) == list(range(1, STEPS + 1))
+    if size == 1:
+        undisturbed = make_job("undisturbed", steps=STEPS, checkpoint_every_steps=STEPS)
+        train(undisturbed)
+        for name in ("model.safetensors", "history.jsonl"):
+            assert (job.work / "final" / name).read_bytes() == (undisturbed.work / "final" / name).read_bytes()
+
+
+def test_a_file_stops_it_and_the_next_attempt_goes_on(make_job: JobMaker) -> None:
+    job = make_job(steps=STEPS)
+    asker = threading.Thread(target=lambda: (after(5, job.work), request(job.work, "the machine is wanted back")))
+    asker.start()
+    with pytest.raises(StoppedError, match="the machine is wanted back; the same command continues"):
+        train(job)
+    asker.join()
+    train(job)
+    assert steps(job.work) == list(range(1, STEPS + 1))
+
+
+def test_the_first_reason_is_told(tmp_path: Path) -> None:
+    stops = StopRequests(tmp_path, World(0, 1, torch.device("cpu")))
+    assert not stops.agreed()
+    stops.ask("budget of 2 h is spent")
+    request(tmp_path, "later")
+    assert stops.agreed()
+    assert str(stops.error(7)) == "training stopped after step 7: budget of 2 h is spent; the same command continues from there"
+    assert not (tmp_path / ".stop").exists()
+
+
+def test_a_stop_is_not_tried_again() -> None:
+    assert not StoppedError("stopped").transient
+
+
+def test_the_second_sigterm_does_what_it_always_did() -> None:
+    seen: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("always"))
+    try:
+        with on_sigterm(lambda: seen.append("ask")):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == ["ask", "always", "always"]
