@@ -8,6 +8,7 @@ It is wound again whenever an activity begins, and ends the process with status 
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import time
 from collections import defaultdict, deque
@@ -24,7 +25,7 @@ WIND_SECONDS = 1.0  # winding costs a thread, so short activities share one
 class Watchdog:
     """The watch over one worker's activities, from `with` to its end; one per process.
 
-    `folder/watchdog-<rank>.log` says what the worker is doing now. After a hang the stacks stand below; a clean end
+    An infinite limit ends nothing. `folder/watchdog-<rank>.log` says what the worker is doing now. After a hang the stacks stand below; a clean end
     removes the line.
 
     Example:
@@ -59,7 +60,7 @@ class Watchdog:
             self.durations[self.activity].append(now - self.began)
         os.pwrite(self.file.fileno(), self._line(activity, step), self.start)
         deadline = now + self.limit(activity)
-        if not deadline <= self.expires <= deadline + WIND_SECONDS:
+        if math.isfinite(deadline) and not deadline <= self.expires <= deadline + WIND_SECONDS:
             faulthandler.dump_traceback_later(deadline - now + WIND_SECONDS, exit=True, file=self.file)
             self.expires = deadline + WIND_SECONDS
         self.activity, self.began = activity, now

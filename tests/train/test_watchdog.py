@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +84,10 @@ def test_the_limit_follows_what_is_usual(tmp_path: Path) -> None:
     dog.durations["step"].extend([20.0, 20.0])
     assert dog.limit("step") == 200
     assert dog.limit("validation") == 300
+
+
+def test_an_infinite_limit_ends_nothing(tmp_path: Path) -> None:
+    with Watchdog(tmp_path, rank=0, limit_seconds=math.inf, first_seconds=0.1) as dog:
+        dog.begin("step", 1)
+        assert dog.limit("step") == math.inf
+        time.sleep(1.5)
