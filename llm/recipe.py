@@ -17,11 +17,10 @@ from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig,
 from llm.errors import RecipeError
 from llm.evaluate.config import EvaluateConfig, PromoteConfig
 from llm.export.config import ExportConfig
-from llm.model.config import ARCHITECTURES, ModelConfig
+from llm.model.config import ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
 
 RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
-KINDS = ("files", "huggingface", "installed", *ARCHITECTURES)  # pydantic's names for the alternatives of a section; no keys of a recipe
 
 
 class FinetuneConfig(Section):
@@ -148,13 +147,13 @@ def _override(values: dict[str, Any], setting: str, value: Any) -> None:
 def _explained(error: ValidationError, values: Any, text: str, path: Path, overrides: Mapping[str, Any]) -> RecipeError:
     """The first validation error as one line a person can act on."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if not (isinstance(part, str) and part in KINDS)]
+    location, _ = _walk(first["loc"])
     setting = ".".join(str(part) for part in location)
-    touched = [name for name in overrides if f"{name}.".startswith(f"{setting}.") or not setting]
+    touched = [name for name in overrides if not setting or _inside(name, setting) or _inside(setting, name)]
     where = f"--set {' '.join(touched)}" if touched else f"{path.name} line {_line(text, location)}"
     if first["type"] == "extra_forbidden":
         return RecipeError(
-            f"unknown key in {where}", value=setting, remedy=_nearest(str(location[-1]), _siblings(location)) + "remove or rename it"
+            f"unknown key in {where}", value=setting, remedy=_nearest(str(location[-1]), _siblings(first["loc"])) + "remove or rename it"
         )
     if first["type"] == "missing":
         return RecipeError(f"missing key in {where}", value=setting, remedy=f"set {setting}")
@@ -163,6 +162,10 @@ def _explained(error: ValidationError, values: Any, text: str, path: Path, overr
         return RecipeError(f"{message} ({where})")
     given = json.dumps(first["input"], default=str, ensure_ascii=False)
     return RecipeError(f"wrong value in {where}", value=f"{setting} = {given[:60]}", remedy=message[:1].lower() + message[1:])
+
+
+def _inside(setting: str, section: str) -> bool:
+    return f"{setting}.".startswith(f"{section}.")
 
 
 def _line(text: str, location: list[str | int]) -> int:
@@ -182,14 +185,30 @@ def _line(text: str, location: list[str | int]) -> int:
     return line
 
 
-def _siblings(location: list[str | int]) -> list[str]:
-    """Valid keys beside an unknown one, found by walking the recipe's JSON schema; every section's when the walk ends early."""
-    schema = Recipe.model_json_schema()
-    options: list[dict[str, Any]] = [schema]
-    for part in location[:-1]:
-        options = [_resolve(schema, below) for option in options for below in _below(option, part)]
-        options = [choice for option in options for choice in _choices(schema, option)]
+def _siblings(location: tuple[str | int, ...]) -> list[str]:
+    """Valid keys beside an unknown one; every section's when the walk ends early."""
+    _, options = _walk(location[:-1])
     return sorted({name for option in options for name in option.get("properties", {})})
+
+
+def _walk(location: tuple[str | int, ...]) -> tuple[list[str | int], list[dict[str, Any]]]:
+    """Where pydantic found an error, without its names for a section's alternatives, and what the recipe's JSON schema has there."""
+    schema = Recipe.model_json_schema()
+    options, keys = [schema], list[str | int]()
+    for part in location:
+        if alternative := [option for option in options if part in _tags(option)]:
+            options = alternative
+        else:
+            keys.append(part)
+            options = [_resolve(schema, below) for option in options for below in _below(option, part)]
+            options = [choice for option in options for choice in _choices(schema, option)]
+    return keys, options
+
+
+def _tags(option: Mapping[str, Any]) -> list[str]:
+    """The value that tells this alternative of a section from the others."""
+    properties = option.get("properties", {})
+    return [properties[name]["const"] for name in ("kind", "architecture") if "const" in properties.get(name, {})]
 
 
 def _below(option: Mapping[str, Any], part: str | int) -> list[dict[str, Any]]:

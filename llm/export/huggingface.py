@@ -1,6 +1,7 @@
-"""A model as a Hugging Face folder: `LlamaForCausalLM` in names and layout, so that transformers opens it as it is.
+"""A model as a Hugging Face folder: Llama, Qwen2 or Qwen3 in names and layout, so that transformers opens it as it is.
 
-Source: LlamaConfig and LlamaForCausalLM, https://github.com/huggingface/transformers/tree/main/src/transformers/models/llama.
+Source: LlamaConfig and LlamaForCausalLM, https://github.com/huggingface/transformers/tree/main/src/transformers/models/llama;
+Qwen2 adds biases to queries, keys and values, Qwen3 norms to queries and keys.
 """
 
 from __future__ import annotations
@@ -14,14 +15,21 @@ from pydantic import ValidationError
 
 from llm.artifact import write_json
 from llm.data.tokenizer import BOS, EOS
-from llm.errors import ArtifactError
+from llm.errors import ArtifactError, RecipeError
 from llm.export.card import write_card
 from llm.export.tokenizer import read_tokenizer, write_tokenizer
-from llm.model.config import DecoderConfig, LlamaSizes
+from llm.model.config import DecoderConfig, LlamaSizes, RopeScaling
 from llm.model.decoder import Decoder, head_width
-from llm.model.pretrained import LLAMA_LAYER, LLAMA_OUTER
+from llm.model.pretrained import LLAMA_LAYER, LLAMA_OUTER, QK_NORM
+from llm.model.pretrained_config import rope_of
 from llm.model.weights import assemble, read_tensors, write_tensors
 
+ARCHITECTURES: dict[str, dict[str, bool]] = {
+    "LlamaForCausalLM": {"attention_bias": False, "qk_norm": False},
+    "Qwen2ForCausalLM": {"attention_bias": True, "qk_norm": False},
+    "Qwen3ForCausalLM": {"attention_bias": False, "qk_norm": True},
+}
+BIASED = ("attention.query", "attention.key", "attention.value")
 CONFIG_NAMES = {
     "width": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -37,8 +45,8 @@ CONFIG_NAMES = {
 
 def write(model: Decoder, tokenizer_model: Path, folder: Path, *, card: dict[str, Any]) -> None:
     """Write weights in float32, configuration, tokenizer and model card; see llm/export/card.py for `card`."""
-    names = weight_names(model.config)
-    state = model.state_dict()
+    architecture_of(model.config)
+    names, state = weight_names(model.config), model.state_dict()
     weights = {theirs: state[ours].detach().to("cpu", torch.float32).contiguous() for ours, theirs in names.items()}
     write_tensors(folder / "model.safetensors", weights)
     write_config(model, tokenizer_model, folder)
@@ -60,19 +68,50 @@ def stop_ids(tokenizer_model: Path) -> list[int]:
 
 def _llama_config(model: Decoder) -> dict[str, Any]:
     config = model.config
+    architecture = architecture_of(config)
     return {
         **{theirs: getattr(config, ours) for ours, theirs in CONFIG_NAMES.items()},
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [architecture],
+        "model_type": architecture.removesuffix("ForCausalLM").lower(),
         "vocab_size": model.vocab_size,
         "head_dim": head_width(config),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_parameters": {"rope_theta": config.rope_theta, **_rope_type(config.rope_scaling)},
         "dtype": "float32",
         "torch_dtype": "float32",
         "use_cache": True,
+    }
+
+
+def architecture_of(config: LlamaSizes) -> str:
+    """The class of transformers that computes what a decoder of these settings computes.
+
+    Raises: RecipeError if there is none that can be written.
+    """
+    remedy = "leave export out for this model"
+    if not isinstance(config, DecoderConfig):
+        raise RecipeError("only decoders can be exported", value=getattr(config, "architecture", None), remedy=remedy)
+    if config.qk_norm and config.attention_bias:
+        raise RecipeError(
+            "no exported architecture has both QK-norm and biases", remedy="set model.qk_norm or model.attention_bias to false"
+        )
+    settings = {"attention_bias": config.attention_bias, "qk_norm": config.qk_norm}
+    return next(name for name, theirs in ARCHITECTURES.items() if theirs == settings)
+
+
+def _rope_type(scaling: RopeScaling | None) -> dict[str, Any]:
+    if scaling is None:
+        return {"rope_type": "default"}
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_positions,
     }
 
 
@@ -91,20 +130,23 @@ def _read_config(path: Path) -> tuple[DecoderConfig, int]:
     remedy = "export the model again"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["architectures"] != ["LlamaForCausalLM"]:
-            raise ArtifactError("unknown architecture", value=document["architectures"], remedy="only LlamaForCausalLM can be read")
-        return DecoderConfig(**{ours: document[theirs] for ours, theirs in CONFIG_NAMES.items()}), int(document["vocab_size"])
+        if (architecture := document["architectures"][0]) not in ARCHITECTURES:
+            raise ArtifactError("unknown architecture", value=architecture, remedy=f"one of {', '.join(ARCHITECTURES)} can be read")
+        sizes = {ours: document[theirs] for ours, theirs in CONFIG_NAMES.items()} | ARCHITECTURES[architecture]
+        head_dim = document["head_dim"] if document["head_dim"] * sizes["num_heads"] != sizes["width"] else None
+        _, scaling = rope_of(document)
+        return DecoderConfig.model_validate({**sizes, "head_dim": head_dim, "rope_scaling": scaling}), int(document["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise ArtifactError("config.json can't be read", value=f"{path} ({error})", remedy=remedy) from error
 
 
 def weight_names(config: LlamaSizes) -> dict[str, str]:
     """Our parameter names to Llama's; a tied head has no entry, because the file stores it once."""
-    names = {
-        f"blocks.{layer}.{ours}.weight": f"model.layers.{layer}.{theirs}.weight"
-        for layer in range(config.num_layers)
-        for theirs, ours in LLAMA_LAYER.items()
-    }
+    weights = LLAMA_LAYER | (QK_NORM if config.qk_norm else {})
+    suffixed = [(f"{ours}.weight", f"{theirs}.weight") for theirs, ours in weights.items()]
+    if config.attention_bias:
+        suffixed += [(f"{ours}.bias", f"{theirs}.bias") for theirs, ours in LLAMA_LAYER.items() if ours in BIASED]
+    names = {f"blocks.{layer}.{ours}": f"model.layers.{layer}.{theirs}" for layer in range(config.num_layers) for ours, theirs in suffixed}
     names |= {f"{ours}.weight": f"{theirs}.weight" for theirs, ours in LLAMA_OUTER.items()}
     if config.tied_embeddings:
         del names["head.weight"]

@@ -33,7 +33,7 @@ def _llama(document: Document) -> dict[str, Any]:
     _require(document, "attention_bias", False)
     window = document.get("sliding_window") if document.get("use_sliding_window", True) else None
     longest = document["max_position_embeddings"]
-    theta, scaling = _rope(document)
+    theta, scaling = rope_of(document)
     return {
         "architecture": "decoder",
         "width": document["hidden_size"],
@@ -160,7 +160,7 @@ READERS: Mapping[str, Callable[[Document], dict[str, Any]]] = {
 }
 
 
-def _rope(document: Document) -> tuple[float, dict[str, Any] | None]:
+def rope_of(document: Document) -> tuple[float, dict[str, Any] | None]:
     """Base and stretching of the rotary positions, as newer or older configurations write them."""
     parameters = document.get("rope_parameters") or {}
     scaling = document.get("rope_scaling") or parameters

@@ -14,9 +14,12 @@ import yaml
 from safetensors import safe_open
 
 from llm.artifact import named_errors
-from llm.errors import ArtifactError
+from llm.artifact import named_errors
+from llm.errors import ArtifactError, RecipeError
 from llm.export import huggingface
+from llm.model.config import MoeConfig, RopeScaling
 from llm.model.decoder import Decoder, count_parameters
+from llm.model.moe import Moe
 
 
 def the_logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
@@ -54,6 +57,39 @@ def test_reading_gives_back_the_model(exported: Any, tmp_path: Path, tied: bool)
         torch.testing.assert_close(theirs(ids).logits, the_logits(back, ids), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "architecture"),
+    [
+        ({"qk_norm": True, "head_dim": 12}, "Qwen3ForCausalLM"),
+        ({"attention_bias": True}, "Qwen2ForCausalLM"),
+        ({"rope_scaling": RopeScaling(factor=8.0, original_max_positions=32)}, "LlamaForCausalLM"),
+        ({"rope_scaling": RopeScaling(kind="linear", factor=4.0)}, "LlamaForCausalLM"),
+    ],
+)
+def test_every_decoder_has_a_class_of_transformers(exported: Any, tmp_path: Path, changes: dict[str, Any], architecture: str) -> None:
+    torch.manual_seed(0)
+    model = Decoder(exported.model.config.model_copy(update=changes), 700).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
+    huggingface.write(model, exported.tokenized / "tokenizer.model", tmp_path, card={"name": "x"})
+    theirs, back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path), huggingface.read(tmp_path)
+    assert type(theirs).__name__ == architecture
+    assert back.config == model.config
+    ids = torch.randint(0, 700, (3, 60), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits, the_logits(model, ids), atol=1e-4, rtol=0)
+        assert torch.equal(the_logits(back, ids), the_logits(model, ids))
+
+
+def test_what_transformers_has_no_class_for_is_refused(exported: Any, tmp_path: Path) -> None:
+    model = Decoder(exported.model.config.model_copy(update={"qk_norm": True, "attention_bias": True}), 700)
+    with pytest.raises(RecipeError, match="set model.qk_norm or model.attention_bias"):
+        huggingface.write(model, exported.tokenized / "tokenizer.model", tmp_path, card={"name": "x"})
+    sizes = MoeConfig(width=32, num_layers=1, num_heads=4, num_kv_heads=2, ffn_width=48, num_experts=2, experts_per_token=1)
+    with pytest.raises(RecipeError, match="only decoders can be exported: moe"):
+        huggingface.write(Moe(sizes, 700), exported.tokenized / "tokenizer.model", tmp_path, card={"name": "x"})
+
+
 def test_the_card_has_metadata_that_parses_and_facts(exported: Any) -> None:
     text = (exported.folder / "huggingface" / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
@@ -89,6 +125,13 @@ def test_weights_of_another_size_are_refused(exported: Any, tmp_path: Path) -> N
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="weights don't fit"):
         huggingface.read(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_full_disk_is_named(exported: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
+        huggingface.write(exported.model, exported.tokenized / "tokenizer.model", tmp_path, card={"name": "x"})
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
