@@ -13,7 +13,7 @@ from llm.train.batch import Batch
 from llm.train.objective import kinds
 from llm.train.objective.kinds import Objective
 from llm.train.objective.mixture import Mixture
-from llm.train.parallel.world import World
+from llm.train.parallel.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Stream:
     validation_rows: Rows
     objective: Objective | Mixture
     seed: int
-    world: World
+    layout: Layout
 
     @classmethod
-    def open(cls, folder: Path, objective: Objective | Mixture, seed: int, world: World) -> Stream:
+    def open(cls, folder: Path, objective: Objective | Mixture, seed: int, layout: Layout) -> Stream:
         """The stream over the training and validation splits in `folder`."""
-        return cls(Rows.open(folder, "train"), Rows.open(folder, "validation"), objective, seed, world)
+        return cls(Rows.open(folder, "train"), Rows.open(folder, "validation"), objective, seed, layout)
 
     def indices(self, first: int, count: int) -> NDArray[np.int64]:
         """Training rows at the places first … first + count - 1."""
@@ -50,6 +50,6 @@ class Stream:
         return kinds.batches(self.objective, self.rows, first, first, self.seed)[0]
 
     def _batches(self, rows: Rows, indices: NDArray[np.int64], places: NDArray[np.int64], size: int) -> list[Batch]:
-        own = self.world.part(np.arange(len(indices)))
+        own = self.layout.part(np.arange(len(indices)))
         parts = [own[first : first + size] for first in range(0, len(own), size)]
         return [batch for part in parts for batch in kinds.batches(self.objective, rows, indices[part], places[part], self.seed)]

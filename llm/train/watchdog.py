@@ -25,8 +25,8 @@ WIND_SECONDS = 1.0  # winding costs a thread, so short activities share one
 class Watchdog:
     """The watch over one worker's activities, from `with` to its end; one per process.
 
-    An infinite limit ends nothing. `folder/watchdog-<rank>.log` says what the worker is doing now. After a hang the stacks stand below; a clean end
-    removes the line.
+    `folder/watchdog-<rank>.log` says what the worker is doing now. After a hang the stacks stand below; a clean end removes
+    the line. An infinite limit ends nothing.
 
     Example:
         >>> with Watchdog(Path("work"), rank=0, limit_seconds=45) as dog:  # doctest: +SKIP
@@ -51,10 +51,12 @@ class Watchdog:
         self.file.truncate(self.start)
         self.file.close()
         if self.start == 0:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
 
     def begin(self, activity: str, step: int) -> None:
         """The last activity is over, this one begins: it may take `limit` seconds."""
+        if self.limit_seconds == math.inf:
+            return
         now = time.monotonic()
         if self.activity:
             self.durations[self.activity].append(now - self.began)

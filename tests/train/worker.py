@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from llm.model.config import parse_model
 from llm.train.config import TrainConfig
-from llm.train.loop import Attempt, TrainJob
+from llm.train.guard import Action
+from llm.train.job import TrainJob
+from llm.train.loop import Attempt, watch
 from llm.train.parallel.world import World
 
 
@@ -25,7 +27,7 @@ class Stopping(Attempt):
 
     stop_before: int | None = None
 
-    def update(self, step: int) -> dict[str, Any]:
+    def update(self, step: int) -> tuple[dict[str, Any], Action]:
         if step == self.stop_before:
             raise Interrupted
         return super().update(step)
@@ -33,12 +35,15 @@ class Stopping(Attempt):
 
 def attempt(job: TrainJob, stop_before: int | None) -> None:
     job.work.mkdir(exist_ok=True)
-    run = Stopping(job, World.current("cpu"))
-    run.stop_before = stop_before
-    try:
-        run.run()
-    except Interrupted:
-        assert stop_before
+    world = World.current("cpu")
+    with watch(job, world) as dog:
+        run = Stopping(job, world, dog)
+        run.stop_before = stop_before
+        try:
+            run.run()
+        except Interrupted:
+            assert stop_before
+        run.checkpoints.close()
 
 
 def main(folder: Path, rank: int, size: int) -> None:
