@@ -45,7 +45,7 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
 def run(flow: Flow, *, recipe: str = "tiny", set: Set = None) -> None:
     """Run a flow here and now, from wherever an earlier run of the same recipe got to."""
     from flows.services import join_ray, prefect_api
-    from llm.plan import check
+    from llm.plan.check import check
 
     overrides, store = _overrides(set), Store(home())
     store.sweep()
@@ -75,10 +75,32 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 @app.command
+def sweep(file: str = "small", *, set: Set = None) -> None:
+    """Try settings of a recipe and recommend the best. FILE is a sweep file, or the name of one that ships."""
+    from flows.services import join_ray, prefect_api
+    from llm.plan.check import check
+    from llm.sweep.settings import load_sweep
+
+    overrides, store = _overrides(set), Store(home())
+    store.sweep()
+    for recipe in load_sweep(file, overrides).sizes:
+        check(recipe, store)
+    join_ray(store)
+    with prefect_api(store):
+        function = importlib.import_module("flows.sweep").sweep
+        _say_errors_once()
+        folder = Path(function(file=file, overrides=overrides))
+    console.print(f"recommended: {folder / 'recommended.yaml'}")
+    console.print(f"report: {folder / 'report.html'}")
+
+
+@app.command
 def plan(flow: Flow = "lifecycle", *, recipe: str = "tiny", set: Set = None) -> None:
     """Say what a run would do and why, what it would take, and whether it fits this machine."""
     from llm.model.sizes import parameters
-    from llm.plan import check, plan, training_bytes
+    from llm.plan import machine
+    from llm.plan.check import check, predicted
+    from llm.plan.graph import plan
 
     loaded, store = load(recipe, _overrides(set)), Store(home())
     check(loaded, store)
@@ -88,8 +110,8 @@ def plan(flow: Flow = "lifecycle", *, recipe: str = "tiny", set: Set = None) -> 
         table.add_row(step.node, step.state, seconds, "\n".join(_first(step.reasons)))
     console.print(table)
     size = parameters(loaded.model, loaded.tokenize.vocab_size)
-    memory = training_bytes(loaded, loaded.train)
-    console.print(f"{size:,} parameters, about {memory / 2**30:.2f} GiB per worker, {loaded.cluster.workers} workers")
+    memory = predicted(loaded, loaded.train, machine.this(loaded.cluster))
+    console.print(f"{size:,} parameters, about {memory.peak_bytes / 2**30:.2f} GiB per worker, {loaded.cluster.workers} workers")
 
 
 def _first(reasons: tuple[str, ...], most: int = 6) -> list[str]:

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from flows.processes import Ledger
 from flows.reconcile import reconcile
 from llm.artifact import Store, named_errors
-from llm.plan import check
+from llm.plan.check import check
 from llm.recipe import load
 from llm.run import Run, home, open_run
 from tasks.report import links, write_report

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm.artifact import Artifact, Store
 from llm.errors import ArtifactError
-from llm.plan import changes, comparable, latest
+from llm.plan.graph import changes, comparable, latest
 
 
 def summaries(store: Store) -> list[dict[str, Any]]:

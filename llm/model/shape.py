@@ -1,0 +1,219 @@
+"""What a model is made of, as numbers: matrices per layer, and what its backward pass keeps of every token.
+
+The counts of kept numbers were read off `torch.autograd.graph.saved_tensors_hooks`, and a test holds them to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llm.model import sizes
+from llm.model.config import (
+    ElectraConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    Gpt2Config,
+    LlamaSizes,
+    ModelConfig,
+    MoeConfig,
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Numbers per token that a layer keeps for its backward pass."""
+
+    fp32: float = 0  # in float32 whatever the precision: the residual stream, norms, log-sums of the scores
+    compute: float = 0  # in the precision of matrix products
+    casts: float = 0  # copies that only autocast makes
+    uncast: float = 0  # what those are copies of, kept only without autocast
+
+    def __add__(self, other: Saved) -> Saved:
+        return Saved(self.fp32 + other.fp32, self.compute + other.compute, self.casts + other.casts, self.uncast + other.uncast)
+
+    def __mul__(self, times: float) -> Saved:
+        return Saved(self.fp32 * times, self.compute * times, self.casts * times, self.uncast * times)
+
+    def bytes(self, compute_bytes: int) -> float:
+        """Per token, with numbers of so many bytes in matrix products."""
+        extra = 4 * self.uncast if compute_bytes == 4 else compute_bytes * self.casts
+        return 4 * self.fp32 + compute_bytes * self.compute + extra
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, `count` times."""
+
+    count: int
+    matrices: int  # numbers in its matrices
+    active: int  # of those, what one token is multiplied by
+    vectors: int  # numbers in norms and biases
+    queries: int  # H · C of all its attentions
+    heads: int
+    ffn: int  # widest inner numbers per token
+    saved: Saved
+    products: float  # numbers per token that matrix products put out
+
+    @property
+    def parameters(self) -> int:
+        """Of one such layer."""
+        return self.matrices + self.vectors
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as layers between an embedding and a head."""
+
+    width: int
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    head: int  # matrix of the output head, which a token is multiplied by
+    tied: bool
+    causal: bool
+    parameters: int  # trainable numbers, a tied matrix counted once
+
+    @property
+    def num_layers(self) -> int:
+        """Of all kinds."""
+        return sum(layer.count for layer in self.layers)
+
+    @property
+    def blocks(self) -> int:
+        """Parameters inside the layers."""
+        return sum(layer.count * layer.parameters for layer in self.layers)
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the layers' matrices."""
+        return sum(layer.count * layer.matrices for layer in self.layers)
+
+    @property
+    def active(self) -> int:
+        """Numbers that one token is multiplied by: matrices it passes and the head, not the embedding that it looks up."""
+        return sum(layer.count * layer.active for layer in self.layers) + self.head
+
+
+def of(model: ModelConfig, vocab_size: int) -> Shape:
+    """The shape of a `model` section over a vocabulary.
+
+    Example:
+        >>> gpt2 = of(Gpt2Config(width=768, num_layers=12, num_heads=12, ffn_width=3072), 50_257)
+        >>> gpt2.parameters, gpt2.active  # the positions are looked up, the tied head is multiplied
+        (124439808, 123532032)
+    """
+    layers, head = _layers(model), vocab_size * (getattr(model, "embedding_width", None) or model.width)
+    causal = isinstance(model, LlamaSizes | Gpt2Config)
+    return Shape(
+        model.width, vocab_size, layers, head, getattr(model, "tied_embeddings", True), causal, sizes.parameters(model, vocab_size)
+    )
+
+
+def flops_per_token(whole: Shape, row_tokens: int, *, backward: bool = True) -> float:
+    """Floating-point operations per token of training, or of a forward pass alone, without what is computed twice.
+
+    Two per number that a token is multiplied by, and two per query number for each of the scores and the sum of the
+    values, over the half of the row that a causal token sees on average; backward takes twice as much as forward.
+
+    Source: PaLM, https://arxiv.org/abs/2204.02311, appendix B, with the causal half counted as half.
+    Example:
+        >>> llama = of(LlamaSizes(width=4096, num_layers=32, num_heads=32, num_kv_heads=8, ffn_width=14336, tied_embeddings=False), 128_256)
+        >>> round(flops_per_token(llama, 8192) / 1e9, 1)
+        51.5
+    """
+    seen = row_tokens / 2 if whole.causal else row_tokens
+    attention = sum(layer.count * 4 * layer.queries * seen for layer in whole.layers)
+    return (3 if backward else 1) * (2 * whole.active + attention)
+
+
+def _layers(model: ModelConfig) -> tuple[Layer, ...]:
+    match model:
+        case LlamaSizes():
+            return (_llama(model),)
+        case EncoderDecoderConfig():
+            return _encoder_decoder(model)
+        case ElectraConfig():  # the discriminator and the generator that runs before it
+            small = model.generator
+            return (
+                _classic(model.num_layers, model.width, model.num_heads, model.ffn_width, model.dropout),
+                _classic(small.num_layers, small.width, small.num_heads, small.ffn_width, model.dropout),
+            )
+        case Gpt2Config() | EncoderConfig():
+            return (_classic(model.num_layers, model.width, model.num_heads, model.ffn_width, model.dropout),)
+
+
+def _llama(model: LlamaSizes) -> Layer:
+    """Two RMSNorms, grouped-query attention, SwiGLU or experts."""
+    D, C, F = model.width, model.head_dim or model.width // model.num_heads, model.ffn_width
+    Q, K = model.num_heads * C, model.num_kv_heads * C
+    attention, net = D * (2 * Q + 2 * K), 3 * D * F
+    norms = Saved(fp32=2 * (2 * D + 1), uncast=2 * D)
+    kept = norms + Saved(fp32=model.num_heads, compute=2 * Q + 2 * K, casts=3 * D)
+    vectors = 2 * D + (Q + 2 * K) * model.attention_bias + 2 * C * model.qk_norm
+    if model.qk_norm:
+        kept += Saved(fp32=2 * (Q + K) + model.num_heads + model.num_kv_heads, compute=Q)
+    if model.dropout:
+        kept += Saved(compute=2 * D)
+    layer = Layer(
+        count=model.num_layers,
+        matrices=attention + net,
+        active=attention + net,
+        vectors=vectors,
+        queries=Q,
+        heads=model.num_heads,
+        ffn=F,
+        saved=kept + Saved(compute=4 * F, casts=2 * D),
+        products=2 * Q + 2 * K + 2 * D + 2 * F,
+    )
+    if not isinstance(model, MoeConfig):
+        return layer
+    E, per_token, shared = model.num_experts, model.experts_per_token, model.num_shared_experts
+    router = Saved(fp32=2 * E + 3 + D, uncast=-D)  # the router reads the norm's output in float32
+    experts = Saved(fp32=D + 6, compute=4 * F + D, casts=2 * D, uncast=D) * per_token
+    return replace(
+        layer,
+        matrices=attention + E * D + (E + shared) * net,
+        active=attention + E * D + (per_token + shared) * net,
+        ffn=F * (per_token + shared),
+        saved=kept + router + experts + (Saved(compute=4 * F * shared, casts=2 * D) if shared else Saved()),
+        products=2 * Q + 2 * K + D + E + (D + 2 * F) * (per_token + shared),
+    )
+
+
+def _classic(count: int, D: int, num_heads: int, F: int, dropout: float = 0.0) -> Layer:
+    """Two LayerNorms, attention with as many key as query heads, a net of two matrices, biases."""
+    matrices = 4 * D * D + 2 * D * F
+    kept = Saved(fp32=2 * D + 4 + num_heads, compute=4 * D + 2 * F, casts=4 * D, uncast=2 * D)
+    return Layer(
+        count=count,
+        matrices=matrices,
+        active=matrices,
+        vectors=9 * D + F,
+        queries=D,
+        heads=num_heads,
+        ffn=F,
+        saved=kept + Saved(compute=2 * D if dropout else 0),
+        products=6 * D + F,
+    )
+
+
+def _encoder_decoder(model: EncoderDecoderConfig) -> tuple[Layer, ...]:
+    """T5: the decoder's layers have a second attention, onto the encoder."""
+    D, F, gated = model.width, model.ffn_width, model.feed_forward == "gated_gelu"
+    Q = model.num_heads * (model.head_dim or D // model.num_heads)
+    net = (3 if gated else 2) * D * F
+    kept = Saved(fp32=2 * (2 * D + 1) + model.num_heads, compute=4 * Q + (4 if gated else 2) * F, casts=5 * D, uncast=2 * D)
+    encoder = Layer(
+        model.num_layers, 4 * D * Q + net, 4 * D * Q + net, 2 * D, Q, model.num_heads, F, kept, 4 * Q + 2 * D + (2 if gated else 1) * F
+    )
+    cross = Saved(fp32=2 * D + 1 + model.num_heads, compute=4 * Q, casts=3 * D, uncast=D)
+    decoder = replace(
+        encoder,
+        count=model.num_decoder_layers or model.num_layers,
+        matrices=encoder.matrices + 4 * D * Q,
+        active=encoder.active + 4 * D * Q,
+        vectors=3 * D,
+        queries=2 * Q,
+        saved=kept + cross,
+        products=encoder.products + 4 * Q + D,
+    )
+    return encoder, decoder

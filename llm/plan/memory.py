@@ -1,0 +1,196 @@
+"""Memory of one worker at its fullest moment, by what fills it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from llm.errors import CapacityError
+from llm.model import shape
+from llm.model.config import ModelConfig
+from llm.model.shape import Layer, Saved, Shape
+from llm.train.config import TrainConfig
+from llm.train.parallel.config import LayoutConfig
+
+PROCESS_BYTES = {"cpu": 375_000_000, "cuda": 600_000_000}  # torch and its libraries in memory; on a GPU its context and workspaces
+CHUNK_LOGITS = 2**26  # of llm/train/objective/cross_entropy.py, which can't be imported without torch
+OPTIMIZER_BYTES = {("adamw", 32): 8.0, ("adamw", 8): 2.1, ("adam", 32): 8.0, ("adam", 8): 2.1}  # per number; 8 bits carry a scale per block
+MUON_BYTES = 4.0  # one momentum
+REMEDIES = {
+    "backward": "lower {section}.micro_batch_size, set {section}.activation_checkpointing to full, or raise cluster.layout.shard",
+    "update": "raise cluster.layout.shard, set {section}.optimizer.state_bits to 8, or lower model.width",
+}
+
+Moment = Literal["backward", "update"]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one worker computes on: its chip, its share of the model, and whether others share it."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    bf16: bool = False
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    replicas: int = 1  # copies of the model that exchange gradients
+    copies_state: bool = False  # checkpoints are written from a copy in this worker's own memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what they hold. The parts aren't all there at once: `peak_bytes` is the fuller of two moments."""
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int  # with averaged weights
+    activations_bytes: int
+    logits_bytes: int  # head: a chunk of logits, and gradients made with it
+    backward_bytes: int  # what one layer's backward pass needs for itself, casts and gathered weights
+    update_bytes: int  # what the optimizer needs for itself
+    checkpoint_bytes: int  # the copy that checkpoints are written from
+    process_bytes: int
+    gradients_stay: bool  # several micro-batches or workers: gradients are there during the backward pass
+
+    @property
+    def state_bytes(self) -> int:
+        """What is there at any moment."""
+        return self.process_bytes + self.parameters_bytes + self.optimizer_bytes + self.checkpoint_bytes
+
+    @property
+    def moments(self) -> dict[Moment, int]:
+        """Bytes at the two moments that can be the fullest: the turn from forward to backward, and the optimizer's update."""
+        kept = self.gradients_bytes if self.gradients_stay else 0
+        turn = self.activations_bytes + kept + max(self.logits_bytes, self.backward_bytes)
+        return {"backward": self.state_bytes + turn, "update": self.state_bytes + self.gradients_bytes + self.update_bytes}
+
+    @property
+    def peak_moment(self) -> Moment:
+        """The fuller one."""
+        return max(self.moments, key=self.moments.__getitem__)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes at the fullest moment."""
+        return self.moments[self.peak_moment]
+
+
+def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainConfig, worker: Worker) -> Memory:
+    """Memory of one worker. Weights, gradients and optimizer state are float32 whatever the precision of matrix products.
+
+    Source: states by degree of sharding, ZeRO, https://arxiv.org/abs/1910.02054, figure 1; sequence parallelism,
+    https://arxiv.org/abs/2205.05198, section 4.2.
+    """
+    whole, layout = shape.of(model, vocab_size), worker.layout
+    number_bytes = 2 if worker.bf16 else 4
+    mine = _share(whole, layout)
+    parameters = 4 * mine.parameters // layout.shard
+    states = _optimizer_bytes(mine, train) // layout.shard
+    tokens = train.micro_batch_size * row_tokens // layout.context
+    in_flight = min(layout.pipeline, _micro_batches(train, worker))
+    activations, one_layer = _activations(mine, tokens, row_tokens, number_bytes, train, worker)
+    gathered = 2 * number_bytes * max(layer.parameters for layer in mine.layers) if layout.shard > 1 else 0
+    casts = 2 * (mine.matrices + mine.head) if worker.bf16 and layout.shard == 1 else 0
+    bucket = parameters if worker.replicas > 1 else 0  # DistributedDataParallel gathers gradients in buckets of its own
+    return Memory(
+        parameters_bytes=parameters,
+        gradients_bytes=parameters,
+        optimizer_bytes=states,
+        activations_bytes=int(activations * in_flight),
+        logits_bytes=int(_head_bytes(mine, tokens, number_bytes, train, worker) + casts + gathered + bucket),
+        backward_bytes=int(one_layer + 4 * mine.head + casts + gathered + bucket),
+        update_bytes=int(_update_bytes(mine, train) // layout.shard + bucket),
+        checkpoint_bytes=parameters + states if worker.copies_state and worker.device == "cpu" else 0,
+        process_bytes=PROCESS_BYTES[worker.device],
+        gradients_stay=_micro_batches(train, worker) > 1 or worker.replicas > 1,
+    )
+
+
+def check(memory: Memory, have_bytes: float, *, section: str = "train", workers: int = 1) -> None:
+    """Raises: CapacityError, with the settings that would help, if so many workers don't fit in so many bytes."""
+    needed = memory.peak_bytes * workers
+    if needed > have_bytes:
+        many = f"{workers} workers" if workers > 1 else "one worker"
+        raise CapacityError(
+            f"training needs more memory than there is ({many}, fullest in the {memory.peak_moment})",
+            value=f"{needed / 2**30:.1f} GiB of {have_bytes / 2**30:.1f} GiB",
+            remedy=REMEDIES[memory.peak_moment].format(section=section),
+        )
+
+
+def _micro_batches(train: TrainConfig, worker: Worker) -> int:
+    rows = train.global_batch_size // max(1, worker.replicas * worker.layout.shard)
+    return max(1, -(-rows // train.micro_batch_size))
+
+
+def _share(whole: Shape, layout: LayoutConfig) -> Shape:
+    """The part of a model on one worker of a tensor and pipeline layout: the first stage, which also embeds."""
+    layers = tuple(
+        replace(
+            layer,
+            count=-(-layer.count // layout.pipeline),
+            matrices=layer.matrices // layout.tensor,
+            active=layer.active // layout.tensor,
+            queries=layer.queries // layout.tensor,
+            heads=max(1, layer.heads // layout.tensor),
+            ffn=layer.ffn // layout.tensor,
+        )
+        for layer in whole.layers
+    )
+    blocks = sum(layer.count * layer.parameters for layer in layers)
+    around = (whole.parameters - whole.blocks) // layout.tensor
+    head = whole.head // layout.tensor
+    return Shape(whole.width, whole.vocab_size, layers, head, whole.tied, whole.causal, blocks + around)
+
+
+def _optimizer_bytes(mine: Shape, train: TrainConfig) -> int:
+    config = train.optimizer
+    adam = OPTIMIZER_BYTES["adamw" if config.kind == "muon" else config.kind, config.state_bits]
+    muon = mine.matrices if config.kind == "muon" else 0
+    average = 4 * mine.parameters if train.average_decay else 0
+    return int(muon * MUON_BYTES + (mine.parameters - muon) * adam) + average
+
+
+def _activations(mine: Shape, tokens: int, row_tokens: int, number_bytes: int, train: TrainConfig, worker: Worker) -> tuple[float, float]:
+    """What is kept from the forward pass, and what the fullest layer's backward pass adds to it.
+
+    On a worker of a tensor-parallel group every number per token is a share: matrices are split by heads and inner
+    width, the rest by position.
+    """
+    divisor = worker.layout.tensor
+    kept, largest = 0.0, 0.0
+    for layer in mine.layers:
+        everything = tokens * _on_device(layer.saved, mine.width, worker).bytes(number_bytes) / divisor
+        if train.document_mask:
+            everything += tokens * row_tokens * number_bytes  # the mask as numbers that are added to the scores
+        inputs = 4 * tokens * mine.width / divisor
+        products = inputs + tokens * (number_bytes * layer.products + 4 * layer.heads) / divisor
+        each = {"none": everything, "selective": products, "full": inputs}[train.activation_checkpointing]
+        kept += layer.count * each
+        again = everything if train.activation_checkpointing != "none" else 0.0
+        largest = max(largest, again + _gradients_of_one_layer(layer, mine.width, tokens, number_bytes))
+    last_norm = tokens * (Saved(fp32=2 * mine.width + 1, casts=mine.width, uncast=mine.width).bytes(number_bytes) + 16)
+    return kept + last_norm / divisor, largest
+
+
+def _gradients_of_one_layer(layer: Layer, width: int, tokens: int, number_bytes: int) -> float:
+    """Gradients of the inner numbers of the feed-forward net, two of them while a third is read, and of the residual stream."""
+    return tokens * (2 * number_bytes * layer.ffn + 8 * width)
+
+
+def _on_device(saved: Saved, width: int, worker: Worker) -> Saved:
+    """On a GPU RMSNorm is one kernel, which doesn't keep the normalised numbers before they are scaled."""
+    return saved + Saved(fp32=-2 * width) if worker.device == "cuda" and saved.fp32 >= 4 * width else saved
+
+
+def _head_bytes(mine: Shape, tokens: int, number_bytes: int, train: TrainConfig, worker: Worker) -> float:
+    """Gradients of features and matrix, one product on its way into the latter, and a chunk of logits; one more set with z-loss."""
+    terms = 2 if train.z_loss_weight else 1
+    chunk = min(tokens * mine.vocab_size, CHUNK_LOGITS)
+    logits = chunk * (number_bytes + (4 if worker.device == "cuda" else 0))
+    return terms * 4 * (tokens * mine.width + mine.head) + number_bytes * mine.head + logits
+
+
+def _update_bytes(mine: Shape, train: TrainConfig) -> float:
+    """Muon's orthogonalisation of the largest matrix, in bfloat16; Adam is fused and needs nothing."""
+    if train.optimizer.kind != "muon":
+        return 0
+    return 12 * max(mine.width * layer.ffn for layer in mine.layers)
