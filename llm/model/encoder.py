@@ -85,7 +85,7 @@ class Block(nn.Module):
 
     def __init__(self, sizes: EncoderConfig | ElectraConfig | GeneratorSizes, norm_epsilon: float, dropout: float) -> None:
         super().__init__()
-        self.attention = Attention(sizes.width, sizes.num_heads)
+        self.attention = Attention(sizes.width, sizes.num_heads, dropout)
         self.attention_norm = nn.LayerNorm(sizes.width, eps=norm_epsilon)
         self.up = nn.Linear(sizes.width, sizes.ffn_width)
         self.down = nn.Linear(sizes.ffn_width, sizes.width)
@@ -103,9 +103,9 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention to both sides."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.head_dim = width // num_heads
+        self.head_dim, self.dropout = width // num_heads, dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -113,7 +113,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None = None) -> Tensor:
         query_BHTC, key_BHTC, value_BHTC = (self._heads(project(x_BTD)) for project in (self.query, self.key, self.value))
-        attended_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHTC, value_BHTC, attn_mask=mask)
+        dropout = self.dropout if self.training else 0.0
+        attended_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHTC, value_BHTC, mask, dropout)
         return self.output(attended_BHTC.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
-        self.head_dim = head_width(config)
+        self.head_dim, self.dropout = head_width(config), config.dropout
         inner = config.num_heads * self.head_dim
         self.query = nn.Linear(config.width, inner, bias=False)
         self.key = nn.Linear(config.width, inner, bias=False)
@@ -181,7 +181,8 @@ class Attention(nn.Module):
         )
         if bias is not None and bias.is_floating_point():
             bias = bias.to(query_BHTC.dtype)
-        attended_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHSC, value_BHSC, attn_mask=bias, scale=1.0)
+        dropout = self.dropout if self.training else 0.0
+        attended_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHSC, value_BHSC, bias, dropout, scale=1.0)
         return self.output(attended_BHTC.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from llm.model.decoder import Decoder, Past
+from llm.model.gpt2 import Gpt2
 
 
 @torch.inference_mode()
 def generate(
-    model: Decoder,
+    model: Decoder | Gpt2,
     prompt_ids: Sequence[int],
     max_tokens: int,
     stop_ids: Collection[int] = (),

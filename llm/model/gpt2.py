@@ -102,7 +102,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: Gpt2Config) -> None:
         super().__init__()
-        self.head_dim = config.width // config.num_heads
+        self.head_dim, self.dropout = config.width // config.num_heads, config.dropout
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(config.width, config.width)
         self.value = nn.Linear(config.width, config.width)
@@ -112,7 +112,8 @@ class Attention(nn.Module):
         query_BHTC, key_BHSC, value_BHSC = (self._heads(project(x_BTD)) for project in (self.query, self.key, self.value))
         if past is not None:
             key_BHSC, value_BHSC = torch.cat((past[0], key_BHSC), dim=2), torch.cat((past[1], value_BHSC), dim=2)
-        attended_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHSC, value_BHSC, attn_mask=mask, is_causal=mask is None)
+        dropout = self.dropout if self.training else 0.0
+        attended_BHTC = F.scaled_dot_product_attention(query_BHTC, key_BHSC, value_BHSC, mask, dropout, is_causal=mask is None)
         return self.output(attended_BHTC.transpose(1, 2).flatten(2)), (key_BHSC, value_BHSC)
 
     def _heads(self, x: Tensor) -> Tensor:

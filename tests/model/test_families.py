@@ -95,6 +95,13 @@ def test_recomputing_changes_no_gradient(architecture: str, kept: str) -> None:
 
 
 @every_family
+def test_dropout_is_for_training_only(architecture: str) -> None:
+    dropping, keeping, given = a_model(architecture, dropout=0.2), a_model(architecture).eval(), inputs(architecture)
+    assert not torch.equal(dropping.features(**given), dropping.features(**given))
+    assert torch.equal(dropping.eval().features(**given), keeping.features(**given))
+
+
+@every_family
 def test_every_family_learns(architecture: str) -> None:
     torch.manual_seed(0)
     model = families.build(parse_model({"architecture": architecture, **SIZES[architecture]}), VOCAB_SIZE)

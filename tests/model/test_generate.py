@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from llm.model.config import DecoderConfig
-from llm.model.decoder import Decoder
+from llm.model import families
+from llm.model.config import parse_model
 from llm.model.generate import choose, generate
 
 VOCAB_SIZE, PROMPT = 50, [1, 7, 8, 9]
 
 
-@pytest.fixture(scope="module")
-def model() -> Decoder:
+SIZES = {"width": 32, "num_layers": 2, "num_heads": 4, "ffn_width": 48, "max_positions": 32}
+DECODERS = {"decoder": {"num_kv_heads": 2}, "gpt2": {}, "moe": {"num_kv_heads": 2, "num_experts": 4, "experts_per_token": 2}}
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def model(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(3)
-    config = DecoderConfig(width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=48, max_positions=32)
-    model = Decoder(config, VOCAB_SIZE).eval()
+    config = parse_model({"architecture": request.param, **SIZES, **DECODERS[request.param]})
+    model = families.build(config, VOCAB_SIZE).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
 
 
-def recomputed(model: Decoder, prompt: list[int], count: int) -> list[int]:
+def recomputed(model: Any, prompt: list[int], count: int) -> list[int]:
     ids = list(prompt)
     for _ in range(count):
         with torch.no_grad():
@@ -31,33 +37,33 @@ def recomputed(model: Decoder, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_the_cache_changes_no_token(model: Decoder) -> None:
+def test_the_cache_changes_no_token(model: Any) -> None:
     written = generate(model, PROMPT, 20)
     assert written == recomputed(model, PROMPT, 20)
     assert len(set(written)) > 3
 
 
-def test_a_stop_token_ends_and_is_left_out(model: Decoder) -> None:
+def test_a_stop_token_ends_and_is_left_out(model: Any) -> None:
     whole = generate(model, PROMPT, 20)
     stop = whole[5]
     assert generate(model, PROMPT, 20, stop_ids={stop}) == whole[: whole.index(stop)]
 
 
-def test_writing_ends_with_the_positions(model: Decoder) -> None:
+def test_writing_ends_with_the_positions(model: Any) -> None:
     assert len(generate(model, PROMPT, 1000)) == 32 - len(PROMPT)
 
 
-def test_a_long_prompt_loses_its_beginning(model: Decoder) -> None:
+def test_a_long_prompt_loses_its_beginning(model: Any) -> None:
     prompt = [index % VOCAB_SIZE for index in range(100)]
     assert generate(model, prompt, 10) == generate(model, prompt[-31:], 10) == recomputed(model, prompt[-31:], 1)
 
 
-def test_a_seed_decides_a_sample(model: Decoder) -> None:
+def test_a_seed_decides_a_sample(model: Any) -> None:
     samples = [generate(model, PROMPT, 20, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert samples[0] == samples[1] != samples[2]
 
 
-def test_top_k_of_one_is_greedy(model: Decoder) -> None:
+def test_top_k_of_one_is_greedy(model: Any) -> None:
     assert generate(model, PROMPT, 20, temperature=2.0, top_k=1) == generate(model, PROMPT, 20)
 
 
