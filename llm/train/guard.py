@@ -27,7 +27,7 @@ from llm.errors import DivergenceError
 from llm.train.config import GuardConfig
 
 MAD_TO_DEVIATION = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
-SMALLEST_DEVIATION = 0.02  # of log gradient norm and of loss in nats: a calm stretch doesn't make every wobble a spike
+SMALLEST_DEVIATIONS = {"loss": 0.02, "log gradient norm": 0.1}  # a calm stretch doesn't make every wobble a spike
 RISE_DEVIATIONS = 5.0  # standard errors by which a half window of losses stands above the one before it
 
 
@@ -112,16 +112,16 @@ class Guard:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"loss {loss:.6g}, gradient norm {norm:.6g}"
         measured = {"loss": (loss, self._state.losses), "log gradient norm": (_log(norm), self._state.log_norms)}
-        over = [(name, value, limit) for name, (value, window) in measured.items() if value > (limit := self._highest(window))]
-        return ", ".join(f"{name} {value:.6g} above {limit:.6g}" for name, value, limit in over)
+        limits = {name: self._highest(window, SMALLEST_DEVIATIONS[name]) for name, (_, window) in measured.items()}
+        return ", ".join(f"{name} {value:.6g} above {limits[name]:.6g}" for name, (value, _) in measured.items() if value > limits[name])
 
-    def _highest(self, window: Sequence[float]) -> float:
+    def _highest(self, window: Sequence[float], smallest_deviation: float) -> float:
         """The largest healthy number: so many robust deviations above the median; any, until the window is full."""
         if len(window) < self.config.window_steps:
             return math.inf
         middle = float(np.median(window))
         deviation = MAD_TO_DEVIATION * float(np.median(np.abs(np.array(window) - middle)))
-        return middle + self.config.spike_deviations * max(deviation, SMALLEST_DEVIATION)
+        return middle + self.config.spike_deviations * max(deviation, smallest_deviation)
 
     def _refuse(self, step: int, reason: str) -> Verdict:
         state = self._state
