@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.distributed._functional_collectives import all_gather_single_autograd
 from torch.overrides import TorchFunctionMode
 
 from llm.train.parallel.layout import Layout
@@ -67,5 +67,5 @@ class WholeContext(TorchFunctionMode):
         """Keys or values of the whole sequence, in its order; B, heads, S, C."""
         parts = self.layout.sizes["cp"]
         held = [chunk for rank in range(parts) for chunk in (rank, 2 * parts - 1 - rank)]
-        chunks = all_gather_tensor_autograd(part.contiguous(), 2, self.layout.group("cp")).chunk(2 * parts, dim=2)
+        chunks = all_gather_single_autograd(part.contiguous(), 2, self.layout.group("cp")).chunk(2 * parts, dim=2)
         return torch.cat([chunks[held.index(chunk)] for chunk in range(2 * parts)], dim=2)
