@@ -2,6 +2,9 @@
 
 Ray starts the workers, joins them in a process group and starts them again when one is lost. It carries no data
 and no checkpoint: every attempt finds the newest checkpoint in the job's work folder by itself.
+
+A SIGTERM to the driver, and a machine that its owner takes back, become a request in that folder: workers have no
+main thread of their own to catch signals in. The first ends the run, the second only this attempt.
 """
 
 from __future__ import annotations
@@ -9,6 +12,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +30,26 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 import llm
 from llm.artifact import sha256_file, sha256_of
 from llm.cluster.connect import own_signal_handlers
-from llm.errors import ArtifactError, CapacityError, DependencyError, TrainyardError
+from llm.errors import ArtifactError, CapacityError, DependencyError, RecipeError, StoppedError, TrainyardError
 from llm.train.config import ClusterConfig
-from llm.train.loop import TrainJob, train
+from llm.train.job import TrainJob
+from llm.train.loop import train
+from llm.train.stop import STOP, on_sigterm, request
 
 MARK = ".driver"
+PREEMPTED = "its machine is taken back"
+RESIZE_SECONDS = 60.0  # between two looks whether an elastic group could be larger
 
 
 def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None:
     """`train(job)` on `cluster.workers` workers of the connected cluster; Ray keeps its notes in `storage/name`.
 
-    A lost worker is replaced up to `cluster.max_recoveries` times. An error that Trainyard raised on purpose ends the
-    run at once and arrives here as it was raised.
+    A lost worker is replaced up to `cluster.max_recoveries` times; with `cluster.min_workers`, those that are left
+    go on without it. An error that Trainyard raised on purpose ends the run at once and arrives here as it was raised.
 
     Raises: CapacityError if the cluster can't place the workers, or loses them too often; what `train` raises.
     """
+    check_group(job, cluster)
     job = replace(
         job,
         rows=job.rows.absolute(),
@@ -48,6 +59,7 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
     )
     shutil.rmtree(storage / name, ignore_errors=True)
     job.work.mkdir(parents=True, exist_ok=True)
+    (job.work / STOP).unlink(missing_ok=True)
     mark = secrets.token_hex(8)
     (job.work / MARK).write_text(mark)
     os.environ.update(ray_settings(cluster))
@@ -55,9 +67,7 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
         work,
         train_loop_config={"job": job, "threads": cluster.threads_per_worker, "mark": mark, "code": code_digest()},
         torch_config=TorchConfig(timeout_s=cluster.collective_timeout_seconds),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=job.device == "cuda", resources_per_worker=resources(cluster, job.device)
-        ),
+        scaling_config=scaling(cluster, job.device),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage.absolute()),
@@ -66,7 +76,7 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
         ),
     )
     try:
-        with own_signal_handlers():
+        with own_signal_handlers(), on_sigterm(lambda: request(job.work, "SIGTERM")), watched(job.work, cluster):
             trainer.fit()
     except TrainingFailedError as error:
         raise translate(error, cluster) from error
@@ -80,7 +90,64 @@ def work(config: dict[str, Any]) -> None:
     check_folder(job.work, config["mark"])
     check_code(config["code"])
     torch.set_num_threads(config["threads"])
-    train(job)
+    try:
+        train(job)
+    except StoppedError as stop:
+        if stop.value == PREEMPTED:
+            raise Preempted(str(stop)) from None
+        raise
+
+
+class Preempted(Exception):
+    """Ends an attempt, and only that: Ray starts the workers again where there is room."""
+
+
+@contextmanager
+def watched(work: Path, cluster: ClusterConfig) -> Iterator[None]:
+    """Ask for a checkpoint as soon as a machine of a cluster that others run is being drained."""
+    over = threading.Event()
+
+    def watch() -> None:
+        known: set[str] = set()
+        while not over.wait(cluster.poll_seconds):
+            draining = set(ray._private.state.state.get_draining_nodes())
+            if draining - known:
+                request(work, PREEMPTED)
+            known = draining
+
+    watcher = threading.Thread(target=watch, name="drained-machines", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join(timeout=10)
+
+
+def check_group(job: TrainJob, cluster: ClusterConfig) -> None:
+    """Refuse groups that can't work, before a worker starts.
+
+    Only a cluster of this machine can't grow: at RAY_ADDRESS, what is missing may be on its way.
+
+    Raises: RecipeError, CapacityError.
+    """
+    if job.train.global_batch_size < cluster.workers:
+        raise RecipeError(
+            "batch has fewer rows than workers",
+            value=f"{job.train.global_batch_size} rows for {cluster.workers} workers",
+            remedy=f"set train.global_batch_size to {cluster.workers} or more",
+        )
+    if cluster.min_workers is not None and cluster.layout.model_workers > 1:
+        raise RecipeError(
+            "workers that hold parts of one model can't come and go", value=cluster.min_workers, remedy="set cluster.min_workers to null"
+        )
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if cluster.use_gpu is True and found < cluster.workers and "RAY_ADDRESS" not in os.environ:
+        raise CapacityError(
+            "more workers than GPUs",
+            value=f"{cluster.workers} workers, {found} GPUs",
+            remedy=f"set cluster.workers to {found}" if found else "set cluster.use_gpu to false",
+        )
 
 
 def check_folder(work: Path, mark: str) -> None:
@@ -105,7 +172,7 @@ def check_code(expected: str) -> None:
 def code_digest() -> str:
     """sha256 over names and bytes of the installed sources that a training step runs through."""
     root = Path(llm.__file__).parent
-    sources = [*root.glob("train/*.py"), *root.glob("model/*.py"), root / "data" / "rows.py"]
+    sources = [*root.glob("train/**/*.py"), *root.glob("model/*.py"), root / "data" / "rows.py"]
     return sha256_of({path.relative_to(root).as_posix(): sha256_file(path) for path in sources})
 
 
@@ -142,6 +209,16 @@ def wants_gpu(cluster: ClusterConfig) -> bool:
     if cluster.use_gpu == "auto":
         return ray.cluster_resources().get("GPU", 0) >= cluster.workers
     return cluster.use_gpu
+
+
+def scaling(cluster: ClusterConfig, device: str) -> ScalingConfig:
+    """How many workers Ray starts, and what it reserves for each."""
+    return ScalingConfig(
+        num_workers=cluster.workers if cluster.min_workers is None else (cluster.min_workers, cluster.workers),
+        use_gpu=device == "cuda",
+        resources_per_worker=resources(cluster, device),
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
 
 
 def resources(cluster: ClusterConfig, device: str) -> dict[str, float]:

@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from llm.errors import StoppedError
-from llm.train.loop import TrainJob, train
+from llm.train.job import TrainJob
+from llm.train.loop import train
 from llm.train.parallel.world import World
 from llm.train.stop import StopRequests, on_sigterm, request
 
 JobMaker = Callable[..., TrainJob]
 PROCESS = Path(__file__).parent / "stoppable.py"
-STEPS = 150
+STEPS = 60
 
 
 def steps(work: Path) -> list[int]:
@@ -54,7 +55,7 @@ def test_sigterm_loses_no_step(make_job: JobMaker, tmp_path: Path, size: int) ->
     """The signal reaches one process only, and not the one that writes the manifest."""
     job = make_job(steps=STEPS, checkpoint_every_steps=STEPS)
     group = start(job, size, tmp_path / "group")
-    after(10, job.work)
+    after(5, job.work)
     group[-1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=60)[1] for process in group]
     last = steps(job.work)[-1]
