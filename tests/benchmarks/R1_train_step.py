@@ -1,0 +1,177 @@
+"""R1: tokens per second of a train step, against transformers, litgpt and nanoGPT with the same weights and data.
+
+    TRAINYARD_R1_REPEATS=1 make bench ONLY=R1       once instead of five times
+
+Every measurement is a process of its own (tests/benchmarks/peers/). Peers live in environments that are built on first use in
+TRAINYARD_BENCH_HOME (~/.cache/trainyard-bench). nanoGPT is no package: TRAINYARD_NANOGPT names its source, or git fetches it.
+Its architecture is GPT-2, so it meets our GPT-2 of the same sizes; the other two meet our Llama decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm.model.config import DecoderConfig, Gpt2Config
+from llm.model.decoder import Decoder
+from llm.model.gpt2 import Gpt2
+
+PEERS = Path(__file__).parent / "peers"
+ROOT = Path(__file__).parents[2]
+HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
+REPEATS = int(os.environ.get("TRAINYARD_R1_REPEATS", "5"))
+NANOGPT = "https://github.com/karpathy/nanoGPT"
+PACKAGES = {"transformers": ["transformers==5.23.0"], "litgpt": ["litgpt==0.5.13"], "nanogpt": []}
+FAMILIES = {"transformers": "llama", "litgpt": "llama", "nanogpt": "gpt2"}
+SHAPES: dict[str, dict[str, Any]] = {
+    "A": {"layers": 6, "width": 384, "heads": 6, "ffn_width": 1024, "vocab_size": 32768, "row_tokens": 512, "rows": 32},
+    "B": {"layers": 12, "width": 768, "heads": 12, "ffn_width": 2048, "vocab_size": 32768, "row_tokens": 1024, "rows": 2},
+}
+WARM_UP, TIMED, COMPARED = 3, 10, 20
+GOAL = "≥ 1.35 × best peer or ≥ 0.80 of peak"
+Run = dict[str, Any]
+
+
+def row(metric: str, ours: float, unit: str, goal: str, met: bool, *, peer: str | None, peer_value: float, equal: bool) -> dict[str, Any]:
+    ratio = ours / peer_value if peer else None
+    return {
+        "id": "R1", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
+        "ratio": ratio, "goal": goal, "met": met, "equal": equal,
+    }  # fmt: skip
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    """Rows of R1."""
+    pythons = {peer: environment(peer) for peer in PACKAGES} | {"ours": Path(sys.executable)}
+    with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
+        for name, shape in SHAPES.items():
+            yield from compare(name, shape, pythons, Path(folder))
+        yield long_rows(SHAPES["A"], pythons, Path(folder))
+
+
+def compare(name: str, shape: dict[str, Any], pythons: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:
+    """One shape: each peer at the faster of its two settings beside ours, and our share of the matrix peak."""
+    files = {family: weights(family, shape, folder / f"{name}-{family}.pt") for family in ("llama", "gpt2")}
+    peak = matrix_peak()
+    rows, shares = [], []
+    for peer, family in FAMILIES.items():
+        given, file, python = shape | {"family": family}, files[family], pythons[peer]
+        equal = same_losses(given, file, python, peer)
+        settings = min(candidates(given), key=lambda each: seconds(train(python, peer, given | each, file)))
+        runs: dict[str, list[Run]] = {"ours": [], peer: []}
+        for turn in range(REPEATS):
+            for who in ("ours", peer, peer, "ours")[turn % 2 * 2 :][:2] if REPEATS > 1 else ("ours", peer):
+                runs[who].append(train(pythons[who], who, given | (settings if who == peer else {}), file))
+        ours, theirs = (given["rows"] * given["row_tokens"] / statistics.median(map(seconds, runs[who])) for who in runs)
+        shares.append(ours * flops_per_token(given) / peak)
+        metric = f"train step {name}, {family}, bf16"
+        rows.append(row(metric, ours, "tokens/s", GOAL, False, peer=peer, peer_value=theirs, equal=equal))
+    met = all(each["ratio"] >= 1.35 for each in rows) or min(shares) >= 0.80
+    yield from (each | {"met": met} for each in rows)
+    equal = all(each["equal"] for each in rows)
+    metric = f"train step {name}, share of matrix peak"
+    yield row(metric, shares[0] * peak / 1e9, "GFLOP/s", GOAL, met, peer="matrix peak", peer_value=peak / 1e9, equal=equal)
+
+
+def long_rows(shape: dict[str, Any], pythons: dict[str, Path], folder: Path) -> dict[str, Any]:
+    """FLOP/s in rows of 4,096 tokens over FLOP/s in rows of 512, as many tokens per step."""
+    speeds: dict[int, list[float]] = {512: [], 4096: []}
+    for row_tokens in (512, 4096, 4096, 512) * max(1, REPEATS // 2):
+        given = shape | {"family": "llama", "row_tokens": row_tokens, "rows": shape["rows"] * shape["row_tokens"] // row_tokens}
+        took = seconds(train(pythons["ours"], "ours", given, weights("llama", given, folder / "long.pt")))
+        speeds[row_tokens].append(given["rows"] * row_tokens * flops_per_token(given) / took / 1e9)
+    short, long = (statistics.median(values) for values in speeds.values())
+    return row("FLOP/s at 4,096 tokens", long, "GFLOP/s", "≥ 0.85", long >= 0.85 * short, peer="512 tokens", peer_value=short, equal=True)
+
+
+def candidates(shape: dict[str, Any]) -> list[dict[str, Any]]:
+    """A peer's settings: eager and compiled, with few rows at a time and with many."""
+    sizes = sorted({max(1, shape["rows"] // parts) for parts in (1, 4)})
+    return [{"compile": compiled, "micro_rows": size} for compiled in (False, True) for size in sizes]
+
+
+def same_losses(shape: dict[str, Any], file: Path, python: Path, peer: str) -> bool:
+    """The first losses agree to 1e-3 in fp32, in which fewer rows do, and to 1 % in bf16."""
+    for dtype, rows, tolerance in (("fp32", 1, 1e-3), ("bf16", 2, 1e-2)):
+        given = shape | {"dtype": dtype, "rows": rows, "micro_rows": rows, "steps": COMPARED, "compile": False}
+        ours, theirs = (train(each, who, given, file)["losses"] for each, who in ((Path(sys.executable), "ours"), (python, peer)))
+        if any(abs(a - b) > tolerance * (b if dtype == "bf16" else 1) for a, b in zip(ours, theirs, strict=True)):
+            return False
+    return True
+
+
+def train(python: Path, who: str, given: dict[str, Any], file: Path) -> Run:
+    """One process that trains; its losses and clocks.
+
+    Raises: RuntimeError with the end of what it said, if it fails.
+    """
+    defaults = {"dtype": "bf16", "micro_rows": given["rows"], "steps": WARM_UP + TIMED, "compile": True, "threads": os.cpu_count()}
+    command = [str(python), str(PEERS / f"train_{who}.py"), json.dumps(defaults | given), str(file)]
+    variables = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "NANOGPT": str(HOME / "nanogpt-source")}
+    answer = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise RuntimeError(f"{who} failed: {answer.stderr[-2000:]}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def seconds(run: Run) -> float:
+    """Of the middle step after the warm-up."""
+    return statistics.median(run["wall_seconds"][WARM_UP:])
+
+
+def flops_per_token(shape: dict[str, Any]) -> float:
+    """Of forward and backward: six per weight of a matrix, and attention over half of the positions on average."""
+    width, layers = shape["width"], shape["layers"]
+    block = 12 * width**2 if shape["family"] == "gpt2" else 4 * width**2 + 3 * width * shape["ffn_width"]
+    return 6.0 * (layers * block + shape["vocab_size"] * width) + 6.0 * layers * shape["row_tokens"] * width
+
+
+def matrix_peak() -> float:
+    """FLOP/s of the fastest of a few bfloat16 products, which stay in the cache."""
+    best = 0.0
+    for outer, inner in ((2048, 2048), (4096, 1024), (1024, 384)):
+        left, right = torch.randn(outer, inner).bfloat16(), torch.randn(inner, outer).bfloat16()
+        out = torch.empty(outer, outer, dtype=torch.bfloat16)
+        for _ in range(30):
+            began = time.perf_counter()
+            torch.mm(left, right, out=out)
+            best = max(best, 2 * outer * outer * inner / (time.perf_counter() - began))
+    return best
+
+
+def weights(family: str, shape: dict[str, Any], path: Path) -> Path:
+    """A file of initial weights, tied, that every side starts from."""
+    torch.manual_seed(0)
+    sizes = {"width": shape["width"], "num_layers": shape["layers"], "num_heads": shape["heads"], "max_positions": shape["row_tokens"]}
+    if family == "gpt2":
+        model: torch.nn.Module = Gpt2(Gpt2Config(ffn_width=4 * shape["width"], **sizes), shape["vocab_size"])
+    else:
+        config = DecoderConfig(num_kv_heads=shape["heads"], ffn_width=shape["ffn_width"], **sizes)
+        model = Decoder(config, shape["vocab_size"])
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def environment(peer: str) -> Path:
+    """The Python of a peer's own environment, built if it isn't there; nothing is skipped if that fails."""
+    folder = HOME / peer
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        torch_version = f"torch=={torch.__version__.split('+')[0]}"
+        subprocess.run([folder / "bin" / "pip", "install", "--quiet", torch_version, "numpy", *PACKAGES[peer]], check=True)
+        (folder / "ready").touch()
+    source = HOME / "nanogpt-source"
+    if peer == "nanogpt" and not source.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", os.environ.get("TRAINYARD_NANOGPT", NANOGPT), source], check=True)
+    return folder / "bin" / "python"

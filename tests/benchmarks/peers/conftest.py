@@ -1,0 +1,3 @@
+"""Scripts of other environments: nothing here is for pytest."""
+
+collect_ignore_glob = ["*.py"]
