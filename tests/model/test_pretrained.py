@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm.errors import ArtifactError
+from llm.model.config import RopeScaling
 from llm.model.pretrained import config_of, load
 
 VOCAB_SIZE = 61
@@ -161,10 +163,8 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_old_files_have_other_names(tmp_path: Path) -> None:
-    """BERT was published with gamma and beta, with positions as a buffer, and with heads that a masked model ignores."""
-    from safetensors.torch import load_file, save_file
-
+def test_bert_was_published_with_other_names(tmp_path: Path) -> None:
+    """gamma and beta, positions as a buffer, and heads that a masked model ignores."""
     theirs = published("BertForPreTraining", tmp_path, **BERT)
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
@@ -173,6 +173,54 @@ def test_old_files_have_other_names(tmp_path: Path) -> None:
     save_file(old | {"bert.embeddings.position_ids": torch.arange(48)[None]}, tmp_path / "model.safetensors")
     change(tmp_path, architectures=["BertForMaskedLM"])
     close(load(tmp_path)(tokens()), theirs(tokens()).prediction_logits)
+
+
+@torch.inference_mode()
+def test_gpt2_was_published_with_other_names(tmp_path: Path) -> None:
+    """No prefix, and the causal mask as a buffer."""
+    theirs = published("GPT2LMHeadModel", tmp_path, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    old = {name.removeprefix("transformer."): tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    save_file(old | {"h.0.attn.bias": torch.ones(1, 1, 64, 64).tril()}, tmp_path / "model.safetensors")
+    close(load(tmp_path)(tokens())[0], theirs(tokens()).logits)
+
+
+@torch.inference_mode()
+def test_t5_was_published_with_copies(tmp_path: Path) -> None:
+    """The embedding three times, and a bias that no attention reads."""
+    theirs = published("T5ForConditionalGeneration", tmp_path, **T5)
+    old = load_file(tmp_path / "model.safetensors")
+    copies = {f"{side}.embed_tokens.weight": old["shared.weight"].clone() for side in ("encoder", "decoder")}
+    unread = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(32, 4)}
+    save_file(old | copies | unread | {"lm_head.weight": old["shared.weight"].clone()}, tmp_path / "model.safetensors")
+    close(load(tmp_path)(tokens(), tokens(seed=2)), theirs(input_ids=tokens(), decoder_input_ids=tokens(seed=2)).logits)
+
+
+def test_older_configurations_write_positions_apart(tmp_path: Path) -> None:
+    published("LlamaForCausalLM", tmp_path, **LLAMA, rope_parameters=LLAMA3)
+    expected = config_of(tmp_path)
+    scaling = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
+    change(tmp_path, rope_parameters=None, rope_theta=10_000.0, rope_scaling=scaling)
+    assert config_of(tmp_path) == expected
+    assert expected.rope_scaling is not None
+    change(tmp_path, rope_scaling={"type": "linear", "factor": 2.0}, rope_theta=500_000.0)
+    assert config_of(tmp_path).rope_scaling == RopeScaling(kind="linear", factor=2.0)
+    assert config_of(tmp_path).rope_theta == 500_000
+
+
+@torch.inference_mode()
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    published("LlamaForCausalLM", tmp_path, **LLAMA).bfloat16().save_pretrained(tmp_path)
+    ours, theirs = load(tmp_path), hf.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
+    close(ours(tokens())[0], theirs(tokens()).logits)
+
+
+def test_an_index_reaches_no_file_outside_its_folder(tmp_path: Path) -> None:
+    published("LlamaForCausalLM", tmp_path / "inside", **LLAMA)
+    (tmp_path / "inside" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (tmp_path / "inside" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../outside.safetensors"}}))
+    with pytest.raises(ArtifactError, match="weights can't be read"):
+        load(tmp_path / "inside")
 
 
 def change(folder: Path, **settings: Any) -> None:
