@@ -45,11 +45,19 @@ def _train(job: Job, recipe: Recipe, config: TrainConfig, rows: Path, out: Path,
     """Train in the key's work folder, where the checkpoints of a killed attempt wait, and hand over the result."""
     import torch
 
-    from llm.train.loop import TrainJob, train
+    from llm.train.job import TrainJob
+    from llm.train.loop import train
 
     work = Store(Path(job.store)).work(job.stage, job.key)
     training = TrainJob(
-        rows=rows, model=recipe.model, train=config, seed=recipe.seed, work=work, initial=initial, device=recipe.cluster.device
+        rows=rows,
+        model=recipe.model,
+        train=config,
+        seed=recipe.seed,
+        work=work,
+        initial=initial or (Path(config.initial).absolute() if config.initial else None),
+        device=recipe.cluster.device,
+        cluster=recipe.cluster,
     )
     with followed(job, work, config.steps):
         if recipe.cluster.in_process:

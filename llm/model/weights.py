@@ -6,6 +6,7 @@ safetensors and JSON hold numbers and text only, so opening a folder of unknown 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +24,13 @@ from llm.model.config import ModelConfig, parse_model
 REMEDY = "delete this artifact, so that its stage runs again"
 
 
-def save(model: nn.Module, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json`; a tied head is stored once, as the embedding."""
-    aliases = tied(model)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name not in aliases}
+def save(model: nn.Module, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write `model.safetensors` and `config.json`; a tied head is stored once, as the embedding.
+
+    `tensors` stand in for those of a model that doesn't hold all of them itself.
+    """
+    aliases, tensors = tied(model), tensors or model.state_dict()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if name not in aliases}
     config, vocab_size = cast(ModelConfig, model.config), model.vocab_size
     write_tensors(folder / "model.safetensors", weights)
     write_json(folder / "config.json", {"model": config.model_dump(mode="json"), "vocab_size": vocab_size})

@@ -15,6 +15,7 @@ from llm.model import families, origin
 from llm.model.config import ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.objective.config import DistillationConfig
+from llm.train.parallel.check import check
 from llm.train.parallel.world import World
 
 
@@ -66,15 +67,11 @@ def initial_model(job: TrainJob, vocab_size: int) -> Any:
     return model
 
 
-def check_sizes(job: TrainJob, rows: Rows, world: World) -> None:
+def check_sizes(job: TrainJob, world: World) -> None:
     """Raises: RecipeError if batch or rows don't fit workers or model, DataError if there is no row."""
+    rows = Rows.open(job.rows, "train")
     if len(rows) == 0:
         raise DataError("no training row", value=job.rows, remedy="collect more text, or set tokenize.row_tokens lower")
     if rows.row_tokens > job.model.max_positions:
         raise RecipeError("rows are longer than the model handles", value=rows.row_tokens, remedy="set model.max_positions to it")
-    if job.train.global_batch_size < world.size:
-        raise RecipeError(
-            "batch has fewer rows than workers",
-            value=job.train.global_batch_size,
-            remedy=f"set train.global_batch_size to {world.size} or more",
-        )
+    check(job.cluster.layout, job.model, job.train, rows.row_tokens, world.size)

@@ -1,4 +1,4 @@
-"""The one training loop: pretraining and fine-tuning differ in rows and initial weights, never here.
+"""The one training loop: pretraining and fine-tuning differ in rows, objective and initial weights, never here.
 
     job = TrainJob(rows=..., model=..., train=..., seed=1, work=Path("work"))
     train(job)                                  # alone, or in every process of an initialised process group
@@ -11,34 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from llm import artifact, metrics
-from llm.data.rows import Rows
 from llm.errors import DataError
-from llm.model import weights
 from llm.model.moe import update_biases
-from llm.train import early_stopping, optimizer, precision, schedule
+from llm.train import early_stopping, optimizer, result, schedule
 from llm.train.agreement import check_agreement
 from llm.train.batch import Batch
-from llm.train.checkpoint import HISTORY, Checkpoints, Retention, sole_writer, write_history
-from llm.train.guard import Action, Guard, skip_record
-from llm.train.job import TrainJob as TrainJob
-from llm.train.job import check_sizes, initial_model
-from llm.train.learner import Learner
+from llm.train.checkpoint import sole_writer
+from llm.train.guard import Action, Verdict, skip_record
+from llm.train.job import TrainJob, check_sizes
 from llm.train.micro_batch import fitting_size, within_memory
-from llm.train.objective import kinds
 from llm.train.parallel.gradient import clip_norm
 from llm.train.parallel.layout import Layout
-from llm.train.parallel.replica import Replica
 from llm.train.parallel.world import World
+from llm.train.state import State
 from llm.train.stop import StopRequests
 from llm.train.stream import Stream
 from llm.train.watchdog import Watchdog
@@ -55,110 +48,76 @@ def train(job: TrainJob) -> None:
     with artifact.named_errors(job.work):
         job.work.mkdir(parents=True, exist_ok=True)
         with sole_writer(job.work, world), watch(job, world) as dog:
-            guard = None
-            while True:
-                attempt = Attempt(job, world, dog, guard)
-                with contextlib.closing(attempt.checkpoints), attempt.stops.listening():
-                    guard = attempt.run()
-                if guard is None:
-                    return
-                del attempt  # its model and optimizer make room for those of the next
+            attempt = Attempt(job, world, dog)
+            with contextlib.closing(attempt), attempt.stops.listening():
+                attempt.run()
+
+
+def watch(job: TrainJob, world: World) -> Watchdog:
+    """The watch over this worker; one that works alone waits for nobody, and may share its process with a flow."""
+    return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if world.size > 1 else math.inf)
 
 
 class Attempt:
-    """One attempt at a job: from its newest checkpoint to its end, or to where the guard sends it back."""
+    """One attempt at a job: from its newest checkpoint to its end."""
 
-    def __init__(self, job: TrainJob, world: World, dog: Watchdog, sent_back: SentBack | None = None) -> None:
-        config = job.train
+    def __init__(self, job: TrainJob, world: World, dog: Watchdog) -> None:
         self.job, self.world, self.dog, self.began = job, world, dog, time.monotonic()
         self.dog.begin("start", 0)
-        rows = Rows.open(job.rows, "train")
-        check_sizes(job, rows, world)
+        check_sizes(job, world)
         self.layout = Layout.over(world, job.cluster.layout)
-        self.objective = kinds.build(config, job.model.architecture, rows.vocab_size, rows.row_tokens)
-        self.stream = Stream.open(job.rows, self.objective, job.seed, self.layout)
-        self.dtype = precision.resolve(config.precision, world.device)
-        self.model = initial_model(job, rows.vocab_size + self.objective.extra_ids).to(world.device).train()
-        self.learner = Learner(self.model, self.objective, self.dtype, config.z_loss_weight)
-        self.replica = Replica(self.learner, self.layout)
-        self.optimizers = optimizer.build(self.model, config.optimizer)
         self.stops = StopRequests(job.work, world)
-        self.micro_batch_size = fitting_size(job.work, config.micro_batch_size)
-        fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
-        folder, background = job.work / "checkpoints", job.cluster.async_checkpoints
-        self.checkpoints = Checkpoints(folder, fingerprint, job.seed, Retention.of(config), world, background=background)
-        progress = self.checkpoints.restore(self.model, self.optimizers) or {"history": [], "guard": None}
-        self.history: list[dict[str, Any]] = progress["history"]
-        self.guard = Guard(config.guard, progress["guard"])
-        if sent_back:
-            failed_rows = schedule.first_place(config, sent_back.step + 1) - schedule.first_place(config, len(self.history) + 1)
-            self.guard = sent_back.guard.rolled_back(progress["guard"], failed_rows)
-        self.replica.rehearse(self.stream.sample())
+        self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size)
+        self.resume()
 
-    def run(self) -> SentBack | None:
-        """Every step that is left, with validation and checkpoints in their turn; who sends it back, if it doesn't end."""
+    def resume(self) -> None:
+        """The state of the newest checkpoint, or the first one."""
+        self.state = State(self.job, self.layout)
+        self.stream = Stream.open(self.job.rows, self.state.objective, self.job.seed, self.layout)
+        self.state.replica.rehearse(self.stream.sample())
+
+    def run(self) -> None:
+        """Every step that is left, with validation and checkpoints in their turn."""
         config = self.job.train
-        while len(self.history) < config.steps and not early_stopping.finished(self.history, config):
-            step, started = len(self.history) + 1, time.monotonic()
+        while (step := len(self.state.history) + 1) <= config.steps and not early_stopping.finished(self.state.history, config):
+            started = time.monotonic()
             self.dog.begin("step", step)
             record, action = self.update(step)
             if action is Action.ROLL_BACK:
-                return SentBack(step, self.guard)
+                self.go_back(step)
+                continue
             if step % config.validate_every_steps == 0 or step == config.steps:
                 self.dog.begin("validation", step)
                 record |= self.validate()
-            self.history.append(record)
+            self.state.history.append(record)
             self.report(record, seconds=time.monotonic() - started)
             self.keep(step)
-        self.checkpoints.wait()
+        self.state.checkpoints.wait()
         self.finish()
-        return None
-
-    def keep(self, step: int) -> None:
-        """A checkpoint, where one is due and the run is healthy, or a stop was asked for.
-
-        Raises: StoppedError in the latter case.
-        """
-        config, stop = self.job.train, self.stops.agreed()
-        due = step % config.checkpoint_every_steps == 0 or step == config.steps
-        if (due and self.guard.healthy) or stop:
-            self.dog.begin("checkpoint", step)
-            self.checkpoints.save(step, self.model, self.optimizers, {"history": self.history, "guard": self.guard.state})
-        if stop and step < config.steps:
-            self.checkpoints.wait()
-            raise self.stops.error(step)
 
     def update(self, step: int) -> tuple[dict[str, Any], Action]:
-        """One optimizer update: batch, gradient, clipping, learning rate, step. What happened, and what the guard says to it.
+        """One optimizer update: batch, gradient, clipping, judgement, step; what happened, and what the guard says to it.
 
         Raises: DivergenceError before anything is applied, on every worker alike.
         """
-        config, share = self.job.train, schedule.share(self.job.train, step)
+        config, state = self.job.train, self.state
         torch.manual_seed(int(np.random.SeedSequence((self.job.seed, step, self.world.rank)).generate_state(1, np.uint64)[0]))
-        first, count = schedule.first_place(config, step) + self.guard.skipped_rows, schedule.rows(config, step)
+        first, count = schedule.first_place(config, step) + state.guard.skipped_rows, schedule.rows(config, step)
         (losses, targets), self.micro_batch_size = within_memory(
             lambda size: self.gradient(self.stream.training(first, count, size)), self.micro_batch_size, self.job.work, self.world
         )
-        norm = clip_norm(self.model.parameters(), config.clip_norm, self.layout)
-        verdict = self.guard.judge(step, losses["loss"], norm)
+        state.loss_scale.unscale(state.parameters())
+        norm = clip_norm(state.parameters(), config.clip_norm, self.layout)
+        verdict = self.judge(step, losses["loss"], norm)
         if verdict.action is Action.APPLY:
-            self.apply(step, share)
-        self.model.zero_grad()
-        seen = self.history[-1]["tokens"] if self.history else 0
+            rate = self.apply(step)
+        state.model.zero_grad()
+        seen = state.history[-1]["tokens"] if state.history else 0
         if verdict.action is not Action.APPLY:
-            return skip_record(step, verdict, losses["loss"], norm, self.stream.indices(first, count).tolist()) | {"tokens": seen}, verdict.action
-        rate = share * optimizer.peak_learning_rate(config.optimizer)
+            rows = self.stream.indices(first, count).tolist()
+            return skip_record(step, verdict, losses["loss"], norm, rows) | {"tokens": seen}, verdict.action
         alerts = {"alerts": list(verdict.alerts)} if verdict.alerts else {}
         return losses | {"step": step, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets} | alerts, verdict.action
-
-    def apply(self, step: int, share: float) -> None:
-        """Move the parameters, at this share of the peak learning rates; now and then, compare them with the other copies'."""
-        optimizer.set_learning_rates(self.optimizers, share)
-        for each in self.optimizers:
-            each.step()
-        update_biases(self.model, lambda load_E: load_E.new_tensor(self.world.sum(load_E)[0]))
-        if step % self.job.train.guard.hash_every_steps == 0 and self.layout.sizes["dp_replicate"] > 1:
-            check_agreement(step, self.model, self.layout.group("dp_replicate"))
 
     def gradient(self, batches: list[Batch]) -> tuple[dict[str, float], int]:
         """Gradient of the mean loss over every counted target of the global batch; its terms, and those targets' number.
@@ -166,64 +125,90 @@ class Attempt:
         Exact per token: sums of nats are divided by counts over all workers and micro-batches, so neither changes
         the gradient.
         """
-        self.model.zero_grad()
-        counts = self.totals([self.learner.counts(batch) for batch in batches])
+        state = self.state
+        state.model.zero_grad()
+        counts = self.totals([state.learner.counts(batch) for batch in batches])
         if not counts["loss"]:
             raise DataError("a batch has no target that counts", value=self.job.rows, remedy="set train.global_batch_size higher")
-        scales = {term: weight / max(1, counts[term]) for term, weight in self.learner.weights.items()}
-        sums = self.totals([self.replica.accumulate(batches, scales)])
-        return {term: sums[term] / max(1, counts[term]) for term, weight in self.learner.weights.items() if weight}, int(counts["loss"])
+        means = {term: weight / max(1, counts[term]) for term, weight in state.learner.weights.items()}
+        scales = {term: mean * state.loss_scale.scale for term, mean in means.items()}
+        sums = self.totals([state.replica.accumulate(batches, scales)])
+        return {term: sums[term] / max(1, counts[term]) for term in sums}, int(counts["loss"])
 
     def totals(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """By term of the loss, the parts of all workers added up."""
-        terms = list(self.learner.weights)
+        terms = list(self.state.learner.weights)
         return dict(zip(terms, self.layout.sum(*(sum(part.get(term, 0) for part in parts) for term in terms)), strict=True))
+
+    def judge(self, step: int, loss: float, norm: float) -> Verdict:
+        """The guard's verdict; where float16 ran over, a smaller scale heals it, and the guard isn't asked."""
+        overflow = self.state.loss_scale.scale > 1 and math.isfinite(loss) and not math.isfinite(norm)
+        if self.state.dtype == torch.float16:
+            self.state.loss_scale = self.state.loss_scale.after(overflow=overflow)
+        return Verdict(Action.SKIP, "float16 ran over") if overflow else self.state.guard.judge(step, loss, norm)
+
+    def apply(self, step: int) -> float:
+        """Move the parameters, and now and then compare them with the other copies'; the learning rate."""
+        config, state, share = self.job.train, self.state, schedule.share(self.job.train, step)
+        optimizer.set_learning_rates(state.optimizers, share)
+        for each in state.optimizers:
+            each.step()
+        update_biases(state.model, lambda load_E: load_E.new_tensor(self.world.sum(load_E)[0]))
+        if state.average:
+            state.average.update(step)
+        if step % config.guard.hash_every_steps == 0 and self.layout.sizes["dp_replicate"] > 1:
+            check_agreement(step, state.model, self.layout.group("dp_replicate"))
+        return share * optimizer.peak_learning_rate(config.optimizer)
 
     def validate(self) -> dict[str, float]:
         """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
         batches = self.stream.validation(self.job.train.validation_rows, self.micro_batch_size)
-        counts = self.totals([self.learner.counts(batch) for batch in batches])
-        sums = self.totals(self.replica.evaluate(batches))
+        counts = self.totals([self.state.learner.counts(batch) for batch in batches])
+        with self.state.averaged():
+            sums = self.totals(self.state.replica.evaluate(batches))
         return {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
+
+    def go_back(self, step: int) -> None:
+        """Continue from the newest checkpoint, and read on behind the rows of `step`, which the guard refused."""
+        guard = self.state.guard
+        self.close()
+        self.resume()
+        place = schedule.first_place(self.job.train, len(self.state.history) + 1)
+        self.state.guard = guard.rolled_back(self.state.guard.state, schedule.first_place(self.job.train, step + 1) - place)
+
+    def keep(self, step: int) -> None:
+        """A checkpoint, where one is due and the run is healthy, or a stop was asked for.
+
+        Raises: StoppedError in the latter case, once it is committed.
+        """
+        config, stop = self.job.train, self.stops.agreed()
+        due = step % config.checkpoint_every_steps == 0 or step == config.steps
+        if (due and self.state.guard.healthy) or stop:
+            self.dog.begin("checkpoint", step)
+            self.state.save(step)
+        if stop and step < config.steps:
+            self.state.checkpoints.wait()
+            raise self.stops.error(step)
 
     def report(self, record: dict[str, Any], *, seconds: float) -> None:
         """Append the step to `metrics.jsonl`, with the clock that must not enter the history."""
         if self.world.rank == 0:
-            tokens_per_second = self.job.train.global_batch_size * self.stream.rows.row_tokens / seconds
-            clock = {"seconds": round(time.monotonic() - self.began, 3), "tokens_per_second": round(tokens_per_second)}
+            tokens = schedule.rows(self.job.train, record["step"]) * self.stream.rows.row_tokens
+            clock = {"seconds": round(time.monotonic() - self.began, 3), "tokens_per_second": round(tokens / seconds)}
             metrics.append(self.job.work / "metrics.jsonl", record | clock | {"steps": self.job.train.steps})
 
     def finish(self) -> None:
         """Write `final/`: the model, its history, and what it cost."""
+        self.dog.begin("result", self.job.train.steps)
         cost = {
             "workers": self.world.size,
             "device": self.world.device.type,
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": str(self.state.dtype).removeprefix("torch."),
             "seconds": round(time.monotonic() - self.began, 3),
             "worker_cpu_seconds": [round(seconds, 3) for seconds in self.world.gather(time.process_time())],
         }
-        self.world.first(lambda: self.write_final(cost))
+        result.write(self.state, self.layout, self.job.work, cost)
 
-    def write_final(self, cost: dict[str, Any]) -> None:
-        temporary, final = self.job.work / ".tmp-final", self.job.work / "final"
-        for old in (temporary, final):
-            shutil.rmtree(old, ignore_errors=True)
-        (temporary / "log").mkdir(parents=True)
-        weights.save(self.model, temporary)
-        write_history(temporary / HISTORY, self.history)
-        artifact.write_json(temporary / "log" / "cost.json", cost)
-        temporary.rename(final)
-
-
-@dataclass(frozen=True)
-class SentBack:
-    """A run that the guard sends back to a checkpoint, from this step."""
-
-    step: int
-    guard: Guard
-
-
-def watch(job: TrainJob, world: World) -> Watchdog:
-    """The watch over this worker; a worker alone waits for nobody, so nothing ends the process that it shares with a flow."""
-    limit = job.cluster.step_timeout_seconds if world.size > 1 else math.inf
-    return Watchdog(job.work, world.rank, limit)
+    def close(self) -> None:
+        """End what runs beside the steps."""
+        self.state.checkpoints.close()

@@ -14,7 +14,7 @@ import torch
 
 from llm.model.config import DecoderConfig
 from llm.train.config import TrainConfig
-from llm.train.loop import TrainJob
+from llm.train.job import TrainJob
 
 VOCAB_SIZE, ROW_TOKENS = 48, 16
 WORKER = Path(__file__).parent / "worker.py"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import resource
 import shutil
+import signal
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +20,11 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_saver
 
+from llm import failpoint
 from llm.errors import ArtifactError
-from llm.train.checkpoint import Checkpoints, Retention, _write_shards, sole_writer
-from llm.train.loop import TrainJob, train
+from llm.train.checkpoint import Checkpoints, Retention, _verified, _write_shards, sole_writer
+from llm.train.job import TrainJob
+from llm.train.loop import train
 from llm.train.parallel.world import World
 
 JobMaker = Callable[..., TrainJob]
@@ -155,6 +162,134 @@ def spoil(path: Path, damage: str) -> None:
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
+
+
+def mutate(checkpoint: Path, older: Path, chance: random.Random) -> str:
+    """Damage one file of a checkpoint in one of the ways that disks and people have; what was done, in words."""
+    files = [*sorted(path for path in checkpoint.iterdir() if path.name != "manifest.json"), checkpoint / "manifest.json"]
+    path, kind = chance.choice(files), chance.choice(("truncate", "flip", "remove", "older", "swap", "grow"))
+    content = bytearray(path.read_bytes())
+    place = chance.randrange(len(content))
+    if kind == "truncate":
+        path.write_bytes(content[:place])
+    elif kind == "flip":
+        content[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(content)
+    elif kind == "remove":
+        path.unlink()
+    elif kind == "older":
+        path.write_bytes((older / next(older.glob(f"*{path.suffix or path.name}")).name).read_bytes())
+    elif kind == "swap":
+        other = chance.choice([each for each in files if each != path])
+        other_content = other.read_bytes()
+        other.write_bytes(content)
+        path.write_bytes(other_content)
+    else:
+        path.write_bytes(content + chance.randbytes(1 + place) + b"x")
+    return f"{kind} of {path.name} at {place}"
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_every_mutation_is_detected(tmp_path: Path, count: int) -> None:
+    tiny, checkpoints, chance = Tiny(), open_in(tmp_path / "whole"), random.Random(count)
+    for loss in (2.0, 1.0):
+        tiny.step(validation_loss=loss)
+        tiny.save(checkpoints)
+    found = open_in(tmp_path / "damaged")
+    for _ in range(count):
+        shutil.copytree(tmp_path / "whole", found.folder)
+        done = mutate(found.folder / "step-00000002", found.folder / "step-00000001", chance)
+        assert found.latest() == found.folder / "step-00000001", done
+        assert not (found.folder / "step-00000002").exists()
+        shutil.rmtree(found.folder)
+
+
+@pytest.mark.parametrize("name", ["step", "seed", "fingerprint", "workers", "validation_loss", "schema"])
+def test_an_edited_manifest_is_detected(tmp_path: Path, name: str) -> None:
+    tiny, checkpoints = Tiny(), open_in(tmp_path)
+    tiny.step()
+    tiny.save(checkpoints)
+    path = tmp_path / "step-00000001" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 7}))
+    assert checkpoints.latest() is None
+
+
+# --- a process that ends at any instant of a save ---
+
+Attempt = Callable[[Path], None]
+
+
+def three_saves(folder: Path) -> None:
+    """What is left of three steps with a save after each, then the state in `folder/end`."""
+    torch.manual_seed(0)
+    tiny, checkpoints = Tiny(), open_in(folder, background=True)
+    tiny.history = (tiny.restore(checkpoints) or {"history": []})["history"]
+    while len(tiny.history) < 3:
+        tiny.step()
+        tiny.save(checkpoints)
+    checkpoints.wait()
+    checkpoints.close()
+    tensors = {name: value.tolist() for name, value in tiny.tensors().items()}
+    (folder / "end").write_text(json.dumps([tensors, tiny.history], sort_keys=True))
+
+
+def in_child(attempt: Attempt, folder: Path, place: str) -> tuple[int, Counter[str]]:
+    """Make the attempt in a forked process that a place ends: its status, and how often it passed each place.
+
+    Places are our failpoints, and "system": every file opened, made, renamed or removed in the folder, by whomever.
+    """
+    if child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        seen = folder.with_suffix(".seen")
+        return os.waitstatus_to_exitcode(status), Counter(json.loads(seen.read_text())) if seen.exists() else Counter()
+    os.environ["TRAINYARD_FAILPOINT"] = place
+    failpoint._passed.clear()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and str(arguments[0]).startswith(f"{folder}/"):
+            failpoint.failpoint("system")
+
+    sys.addaudithook(hook)
+    try:
+        attempt(folder)
+        folder.with_suffix(".seen").write_text(json.dumps(failpoint._passed))
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def assert_survived(attempt: Attempt, folder: Path, whole: Path, place: str) -> None:
+    """What is in sight verifies, and another attempt ends as if nothing had happened."""
+    committed = sorted(folder.glob("**/step-*"))
+    for path in committed:
+        _verified(path)
+    status, _ = in_child(attempt, folder, "")
+    assert status == 0, place
+    assert (folder / "end").read_bytes() == (whole / "end").read_bytes(), place
+    assert not list(folder.glob("**/.corrupt-*")), place
+
+
+def sweep(attempt: Attempt, tmp_path: Path, every: int) -> Counter[str]:
+    """Kill the attempt at each place that it passes (or each `every`th), and look at what is left; the number of kills by place."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    status, passed = in_child(attempt, whole, "nowhere:kill:1")
+    assert status == 0
+    killed: Counter[str] = Counter()
+    for name, times in sorted(passed.items()):
+        for nth in range(1, times + 1, every if name == "system" else 1):
+            folder, place = tmp_path / f"{name}-{nth}", f"{name}:kill:{nth}"
+            folder.mkdir()
+            status, _ = in_child(attempt, folder, place)
+            assert status == -signal.SIGKILL, place
+            assert_survived(attempt, folder, whole, place)
+            killed[name] += 1
+    return killed
+
+
+def test_a_kill_at_any_instant_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    killed = sweep(three_saves, tmp_path, every=4)
+    assert {"fsync", "replace", "commit", "prune", "remove", "system"} == set(killed)
 
 
 def test_an_unfinished_one_is_not_read_and_swept(make_job: JobMaker) -> None:

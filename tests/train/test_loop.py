@@ -19,7 +19,8 @@ from llm.model import weights
 from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.train.config import TrainConfig
-from llm.train.loop import TrainJob, train
+from llm.train.job import TrainJob
+from llm.train.loop import train
 
 JobMaker = Callable[..., TrainJob]
 

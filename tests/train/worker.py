@@ -43,7 +43,7 @@ def attempt(job: TrainJob, stop_before: int | None) -> None:
             run.run()
         except Interrupted:
             assert stop_before
-        run.checkpoints.close()
+        run.close()
 
 
 def main(folder: Path, rank: int, size: int) -> None:
