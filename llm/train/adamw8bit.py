@@ -69,15 +69,27 @@ def quantised(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
     columns = values.shape[-1]
     blocks = F.pad(values, (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK))
     scales = blocks.abs().amax(dim=-1)
-    shares = blocks / scales.clamp(min=torch.finfo(scales.dtype).tiny).unsqueeze(-1)
-    codes = _codes(signed, values.device)
-    nearest = torch.bucketize(shares, (codes[1:] + codes[:-1]) / 2, out_int32=True)
-    return nearest.to(torch.uint8).flatten(-2)[..., :columns], scales
+    shares = (blocks / scales.clamp(min=torch.finfo(scales.dtype).tiny).unsqueeze(-1)).flatten(-2)[..., :columns]
+    return _looked_up(_numbers(signed, values.device), shares.half().view(torch.int16).int() + 2**15), scales
 
 
 def dequantised(numbers: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     """The values that `quantised` rounded to."""
-    return _codes(signed, numbers.device)[numbers.int()] * scales.repeat_interleave(BLOCK, dim=-1)[..., : numbers.shape[-1]]
+    columns = numbers.shape[-1]
+    return _looked_up(_codes(signed, numbers.device), numbers.int()) * scales.repeat_interleave(BLOCK, dim=-1)[..., :columns]
+
+
+def _looked_up(table: Tensor, places: Tensor) -> Tensor:
+    """`table[places]`, which on a CPU takes ten times as long."""
+    return table.index_select(0, places.flatten()).view(places.shape)
+
+
+@functools.cache
+def _numbers(signed: bool, device: torch.device) -> Tensor:
+    """The number of the code nearest to each float16, in the order of their bits: a search among 256 is slow."""
+    codes = _codes(signed, device)
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=device).view(torch.float16)
+    return torch.bucketize(halves.float(), (codes[1:] + codes[:-1]) / 2).to(torch.uint8)
 
 
 @functools.cache
