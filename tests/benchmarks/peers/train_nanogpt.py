@@ -10,7 +10,7 @@ from steps import case, measure
 from torch import Tensor
 
 sys.path.insert(0, os.environ["NANOGPT"])
-from model import GPT, GPTConfig  # noqa: E402
+from model import GPT, GPTConfig
 
 given, weights = case()
 model = GPT(
