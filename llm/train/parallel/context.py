@@ -49,7 +49,16 @@ class WholeContext(TorchFunctionMode):
         kwargs = kwargs or {}
         return self.attend(*args, **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, enable_gqa: bool = False, **rest: Any) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **rest: Any,
+    ) -> Tensor:
         """Each of this worker's two chunks of queries on the keys and values up to its own end."""
         parts, rank = self.layout.sizes["cp"], self.layout.ranks["cp"]
         key, value = self.gather(key), self.gather(value)
@@ -58,9 +67,7 @@ class WholeContext(TorchFunctionMode):
             length = queries.shape[2]
             end = (chunk + 1) * length
             mask = torch.ones(length, end, dtype=torch.bool, device=query.device).tril(end - length)
-            attended.append(
-                F.scaled_dot_product_attention(queries, key[:, :, :end], value[:, :, :end], attn_mask=mask, enable_gqa=enable_gqa)
-            )
+            attended.append(F.scaled_dot_product_attention(queries, key[:, :, :end], value[:, :, :end], mask, dropout_p, **rest))
         return torch.cat(attended, dim=2)
 
     def gather(self, part: Tensor) -> Tensor:
