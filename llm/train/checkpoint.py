@@ -150,10 +150,11 @@ class Checkpoints:
     def _commit(self, step: int, temporary: Path, progress: dict[str, Any]) -> None:
         write_history(temporary / HISTORY, progress["history"])
         (temporary / PROGRESS).write_text(json.dumps({**progress, "history": None}), encoding="utf-8")
-        facts = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
+        facts: dict[str, Any] = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
         final = self.folder / f"step-{step:08d}"
         loss = _finite(progress["history"][-1].get("validation_loss")) if progress["history"] else None
-        artifact.commit(temporary, final, {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss, **facts})
+        facts |= {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss}
+        artifact.commit(temporary, final, facts | {"seal": _seal(facts)})
         artifact.verified_manifest(final)
         self._prune()
 
@@ -187,7 +188,7 @@ class Checkpoints:
         """The newest checkpoint that verifies; damaged ones on the way are renamed `.corrupt-…`."""
         for path in reversed(self._found()):
             try:
-                manifest = artifact.verified_manifest(path)
+                manifest = _verified(path)
             except ArtifactError:
                 path.rename(path.with_name(f".corrupt-{path.name}-{time.time_ns()}"))
                 continue
@@ -225,6 +226,22 @@ def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup 
             raise cause from error
         remedy = "free space, or set TRAINYARD_HOME to a larger disk"  # torch keeps the system's own reason to itself
         raise ArtifactError("checkpoint can't be written", value=f"{folder} ({cause})", remedy=remedy) from error
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """The manifest of an undamaged checkpoint.
+
+    Raises: ArtifactError if a file, or what the manifest says of itself, isn't what was written.
+    """
+    manifest = artifact.verified_manifest(path)
+    if manifest.get("seal") != _seal(manifest):
+        raise ArtifactError("manifest is damaged", value=path, remedy="run the same command again: an older checkpoint is taken")
+    return manifest
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """sha256 of what a manifest says besides its files, which have their own."""
+    return artifact.sha256_of({name: fact for name, fact in manifest.items() if name not in ("files", "digest", "seal")})
 
 
 def _validation_loss(path: Path) -> float | None:
