@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from llm import artifact, metrics
+from llm import artifact
 from llm.errors import DataError
 from llm.model.moe import update_biases
 from llm.train import early_stopping, optimizer, result, schedule
 from llm.train.agreement import check_agreement
-from llm.train.batch import Batch
 from llm.train.checkpoint import sole_writer
 from llm.train.guard import Action, Verdict, skip_record
 from llm.train.job import TrainJob, check_sizes
@@ -32,6 +30,7 @@ from llm.train.parallel.gradient import clip_norm
 from llm.train.parallel.layout import Layout
 from llm.train.parallel.world import World
 from llm.train.state import State
+from llm.train.step_log import StepLog
 from llm.train.stop import StopRequests
 from llm.train.stream import Stream
 from llm.train.watchdog import Watchdog
@@ -62,13 +61,14 @@ class Attempt:
     """One attempt at a job: from its newest checkpoint to its end."""
 
     def __init__(self, job: TrainJob, world: World, dog: Watchdog) -> None:
-        self.job, self.world, self.dog, self.began = job, world, dog, time.monotonic()
+        self.job, self.world, self.dog = job, world, dog
         self.dog.begin("start", 0)
         check_sizes(job, world)
         self.layout = Layout.over(world, job.cluster.layout)
         self.stops = StopRequests(job.work, world)
         self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size)
         self.resume()
+        self.log = StepLog(job, self.stream.rows, world)
 
     def resume(self) -> None:
         """The state of the newest checkpoint, or the first one."""
@@ -80,20 +80,22 @@ class Attempt:
         """Every step that is left, with validation and checkpoints in their turn."""
         config = self.job.train
         while (step := len(self.state.history) + 1) <= config.steps and not early_stopping.finished(self.state.history, config):
-            started = time.monotonic()
+            self.log.begin(step)
             self.dog.begin("step", step)
             record, action = self.update(step)
             if action is Action.ROLL_BACK:
+                self.report(record, seconds=time.monotonic() - started)
                 self.go_back(step)
                 continue
             if step % config.validate_every_steps == 0 or step == config.steps:
                 self.dog.begin("validation", step)
                 record |= self.validate()
             self.state.history.append(record)
-            self.report(record, seconds=time.monotonic() - started)
+            self.log.end(record, self.state, self.stops)
             self.keep(step)
         self.state.checkpoints.wait()
-        self.finish()
+        self.dog.begin("result", config.steps)
+        result.write(self.state, self.layout, self.job.work, self.log.cost(self.state))
 
     def update(self, step: int) -> tuple[dict[str, Any], Action]:
         """One optimizer update: batch, gradient, clipping, judgement, step; what happened, and what the guard says to it.
@@ -104,14 +106,15 @@ class Attempt:
         torch.manual_seed(int(np.random.SeedSequence((self.job.seed, step, self.world.rank)).generate_state(1, np.uint64)[0]))
         first, count = schedule.first_place(config, step) + state.guard.skipped_rows, schedule.rows(config, step)
         (losses, targets), self.micro_batch_size = within_memory(
-            lambda size: self.gradient(self.stream.training(first, count, size)), self.micro_batch_size, self.job.work, self.world
+            lambda size: self.gradient(first, count, size), self.micro_batch_size, self.job.work, self.world
         )
-        state.loss_scale.unscale(state.parameters())
-        norm = clip_norm(state.parameters(), config.clip_norm, self.layout)
-        verdict = self.judge(step, losses["loss"], norm)
-        if verdict.action is Action.APPLY:
-            rate = self.apply(step)
-        state.model.zero_grad()
+        with self.log.phase("update"):
+            state.loss_scale.unscale(state.parameters())
+            norm = clip_norm(state.parameters(), config.clip_norm, self.layout)
+            verdict = self.judge(step, losses["loss"], norm)
+            if verdict.action is Action.APPLY:
+                rate = self.apply(step)
+            state.model.zero_grad()
         seen = state.history[-1]["tokens"] if state.history else 0
         if verdict.action is not Action.APPLY:
             rows = self.stream.indices(first, count).tolist()
@@ -119,20 +122,23 @@ class Attempt:
         alerts = {"alerts": list(verdict.alerts)} if verdict.alerts else {}
         return losses | {"step": step, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets} | alerts, verdict.action
 
-    def gradient(self, batches: list[Batch]) -> tuple[dict[str, float], int]:
-        """Gradient of the mean loss over every counted target of the global batch; its terms, and those targets' number.
+    def gradient(self, first: int, count: int, size: int) -> tuple[dict[str, float], int]:
+        """Gradient of the mean loss over every counted target of these places' rows, `size` at once; its terms, and the targets' number.
 
         Exact per token: sums of nats are divided by counts over all workers and micro-batches, so neither changes
         the gradient.
         """
         state = self.state
+        with self.log.phase("data"):
+            batches = self.stream.training(first, count, size)
         state.model.zero_grad()
         counts = self.totals([state.learner.counts(batch) for batch in batches])
         if not counts["loss"]:
             raise DataError("a batch has no target that counts", value=self.job.rows, remedy="set train.global_batch_size higher")
         means = {term: weight / max(1, counts[term]) for term, weight in state.learner.weights.items()}
         scales = {term: mean * state.loss_scale.scale for term, mean in means.items()}
-        sums = self.totals([state.replica.accumulate(batches, scales)])
+        with self.log.phase("gradient"):
+            sums = self.totals([state.replica.accumulate(batches, scales)])
         return {term: sums[term] / max(1, counts[term]) for term in sums}, int(counts["loss"])
 
     def totals(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -148,7 +154,7 @@ class Attempt:
         return Verdict(Action.SKIP, "float16 ran over") if overflow else self.state.guard.judge(step, loss, norm)
 
     def apply(self, step: int) -> float:
-        """Move the parameters, and now and then compare them with the other copies'; the learning rate."""
+        """Move the parameters; the learning rate."""
         config, state, share = self.job.train, self.state, schedule.share(self.job.train, step)
         optimizer.set_learning_rates(state.optimizers, share)
         for each in state.optimizers:
@@ -156,59 +162,45 @@ class Attempt:
         update_biases(state.model, lambda load_E: load_E.new_tensor(self.world.sum(load_E)[0]))
         if state.average:
             state.average.update(step)
-        if step % config.guard.hash_every_steps == 0 and self.layout.sizes["dp_replicate"] > 1:
-            check_agreement(step, state.model, self.layout.group("dp_replicate"))
         return share * optimizer.peak_learning_rate(config.optimizer)
 
     def validate(self) -> dict[str, float]:
         """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
         batches = self.stream.validation(self.job.train.validation_rows, self.micro_batch_size)
         counts = self.totals([self.state.learner.counts(batch) for batch in batches])
-        with self.state.averaged():
+        with self.log.phase("validation"), self.state.averaged():
             sums = self.totals(self.state.replica.evaluate(batches))
         return {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
 
     def go_back(self, step: int) -> None:
         """Continue from the newest checkpoint, and read on behind the rows of `step`, which the guard refused."""
+        self.dog.begin("start", step)
         guard = self.state.guard
         self.close()
+        del self.state  # makes room for the next one
         self.resume()
         place = schedule.first_place(self.job.train, len(self.state.history) + 1)
         self.state.guard = guard.rolled_back(self.state.guard.state, schedule.first_place(self.job.train, step + 1) - place)
 
     def keep(self, step: int) -> None:
-        """A checkpoint, where one is due and the run is healthy, or a stop was asked for.
+        """A checkpoint, where one is due and the run is healthy, or a stop was asked for; never of copies that disagree.
 
         Raises: StoppedError in the latter case, once it is committed.
         """
         config, stop = self.job.train, self.stops.agreed()
         due = step % config.checkpoint_every_steps == 0 or step == config.steps
-        if (due and self.state.guard.healthy) or stop:
+        saving = (due and self.state.guard.healthy) or stop
+        if self.layout.sizes["dp_replicate"] > 1 and (saving or step % config.guard.hash_every_steps == 0):
+            check_agreement(step, self.state.model, self.layout.group("dp_replicate"))
+        if saving:
             self.dog.begin("checkpoint", step)
-            self.state.save(step)
+            with self.log.phase("checkpoint"):
+                self.state.save(step)
         if stop and step < config.steps:
             self.state.checkpoints.wait()
             raise self.stops.error(step)
 
-    def report(self, record: dict[str, Any], *, seconds: float) -> None:
-        """Append the step to `metrics.jsonl`, with the clock that must not enter the history."""
-        if self.world.rank == 0:
-            tokens = schedule.rows(self.job.train, record["step"]) * self.stream.rows.row_tokens
-            clock = {"seconds": round(time.monotonic() - self.began, 3), "tokens_per_second": round(tokens / seconds)}
-            metrics.append(self.job.work / "metrics.jsonl", record | clock | {"steps": self.job.train.steps})
-
-    def finish(self) -> None:
-        """Write `final/`: the model, its history, and what it cost."""
-        self.dog.begin("result", self.job.train.steps)
-        cost = {
-            "workers": self.world.size,
-            "device": self.world.device.type,
-            "precision": str(self.state.dtype).removeprefix("torch."),
-            "seconds": round(time.monotonic() - self.began, 3),
-            "worker_cpu_seconds": [round(seconds, 3) for seconds in self.world.gather(time.process_time())],
-        }
-        result.write(self.state, self.layout, self.job.work, cost)
-
     def close(self) -> None:
         """End what runs beside the steps."""
-        self.state.checkpoints.close()
+        if hasattr(self, "state"):  # a return to a checkpoint that failed has none
+            self.state.checkpoints.close()
