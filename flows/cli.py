@@ -95,23 +95,46 @@ def sweep(file: str = "small", *, set: Set = None) -> None:
 
 
 @app.command
-def plan(flow: Flow = "lifecycle", *, recipe: str = "tiny", set: Set = None) -> None:
-    """Say what a run would do and why, what it would take, and whether it fits this machine."""
-    from llm.model.sizes import parameters
-    from llm.plan import machine
-    from llm.plan.check import check, predicted
+def plan(
+    flow: Flow = "lifecycle",
+    *,
+    recipe: str = "tiny",
+    set: Set = None,
+    measure: bool = False,
+    gpus: int = 0,
+    gpu: str = "H100",
+    gpu_memory_gib: float = 0,
+    gpus_per_node: int = 8,
+    interconnect: Literal["infiniband", "ethernet"] = "infiniband",
+) -> None:
+    """Say what a run would do and why, what it would take, and whether it fits this machine.
+
+    --measure trains a few real steps first. --gpus N picks a layout for another cluster, of N GPUs.
+    """
+    from llm.plan import forecast, layout
+    from llm.plan.check import check
     from llm.plan.graph import plan
+    from llm.plan.measure import measure_recipe
+    from llm.train.devices import named
 
     loaded, store = load(recipe, _overrides(set)), Store(home())
+    if gpus:
+        chip = named(gpu)
+        cluster = layout.Cluster(gpus, min(gpus, gpus_per_node), gpu_memory_gib or chip.memory_gib, chip, interconnect)
+        _print_labelled(forecast.elsewhere(loaded, loaded.train, cluster))
+        return
     check(loaded, store)
     table = Table("stage", "would", "seconds last time", "because", box=None, pad_edge=False)
     for step in plan(loaded, store, flow):
         seconds = "–" if step.seconds is None else f"{step.seconds:.0f}"
         table.add_row(step.node, step.state, seconds, "\n".join(_first(step.reasons)))
     console.print(table)
-    size = parameters(loaded.model, loaded.tokenize.vocab_size)
-    memory = predicted(loaded, loaded.train, machine.this(loaded.cluster))
-    console.print(f"{size:,} parameters, about {memory.peak_bytes / 2**30:.2f} GiB per worker, {loaded.cluster.workers} workers")
+    _print_labelled(forecast.here(loaded, loaded.train, measure_recipe(loaded) if measure else None))
+
+
+def _print_labelled(lines: list[tuple[str, str]]) -> None:
+    for label, text in lines:
+        console.print(f"{label:8} {text}", markup=False)
 
 
 def _first(reasons: tuple[str, ...], most: int = 6) -> list[str]:

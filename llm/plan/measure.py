@@ -18,6 +18,7 @@ from typing import Any
 
 from llm.errors import CapacityError
 from llm.model.config import ModelConfig, parse_model
+from llm.recipe import Recipe
 from llm.train.config import ClusterConfig, TrainConfig
 
 STEPS = 6  # the first two compile, allocate and fill caches, and don't count
@@ -79,6 +80,12 @@ def measure(
     return Measured(**json.loads(answer.stdout.splitlines()[-1]))
 
 
+def measure_recipe(recipe: Recipe) -> Measured:
+    """A few steps of the recipe's pretraining by one of its workers."""
+    sizes = recipe.tokenize
+    return measure(recipe.model, sizes.vocab_size, sizes.row_tokens, recipe.train, recipe.cluster)
+
+
 def _shortened(train: TrainConfig, workers: int, steps: int) -> TrainConfig:
     """The same updates, fewer of them, of one worker's share of the rows, and nothing in between."""
     changes: dict[str, Any] = {
@@ -98,7 +105,7 @@ def _answer(question: Mapping[str, Any], folder: Path) -> Measured:
     """In the measuring process: train, and say what it took."""
     import torch
 
-    from llm.train.loop import TrainJob
+    from llm.train.job import TrainJob
     from llm.train.loop import train as train_job
     from llm.train.meter import peak_memory_bytes
 

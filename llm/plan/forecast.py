@@ -1,0 +1,133 @@
+"""A plan's predictions in words: memory, time, cost, data and layout, a line for each."""
+
+from __future__ import annotations
+
+from llm.model import shape, sizes
+from llm.plan import cost, machine
+from llm.plan.check import available_text_bytes, predicted
+from llm.plan.cost import Data
+from llm.plan.layout import Cluster, choose
+from llm.plan.machine import Machine
+from llm.plan.measure import Measured
+from llm.plan.memory import Memory
+from llm.recipe import Recipe
+from llm.train import devices
+from llm.train.config import TrainConfig
+from llm.train.devices import Device
+
+Lines = list[tuple[str, str]]  # label and text
+MOST_REASONS = 6
+
+
+def here(recipe: Recipe, train: TrainConfig, measured: Measured | None = None) -> Lines:
+    """What training takes on this machine; refined by measured steps of one worker, where there are some."""
+    this = machine.this(recipe.cluster)
+    chip = devices.gpu(this.gpu) if this.device == "cuda" else devices.measured_cpu(recipe.cluster.threads_per_worker)
+    rate = measured.tokens_per_second * recipe.cluster.workers if measured else None
+    found = _model(recipe) + _memory(predicted(recipe, train, this))
+    if measured:
+        found.append(("", f"measured {_size(measured.peak_bytes)} at most, in {measured.seconds_per_step:.3g} s a step"))
+    return found + _cost(recipe, train, this, chip, rate, measured) + _data(cost.data(recipe, train, available_text_bytes(recipe)))
+
+
+def elsewhere(recipe: Recipe, train: TrainConfig, cluster: Cluster) -> Lines:
+    """The layout to take on another cluster, why, and what training would take there.
+
+    Raises: CapacityError if no layout fits, RecipeError if none divides.
+    """
+    choice = choose(recipe.model, recipe.tokenize.vocab_size, recipe.tokenize.row_tokens, train, cluster)
+    best, layout = choice.best, choice.best.layout
+    degrees = {kind: degree for kind, degree in layout.model_dump().items() if degree not in (None, 1)}
+    settings = {"cluster.workers": cluster.gpus} | {f"cluster.layout.{kind}": degree for kind, degree in degrees.items()}
+    settings |= {"train.micro_batch_size": best.micro_batch_size, "train.activation_checkpointing": best.checkpointing}
+    found = [
+        ("layout", f"{best.name}, on {cluster.gpus} × {cluster.chip.name} of {cluster.memory_gib:.0f} GiB in {cluster.nodes} machines")
+    ]
+    parts = {"arithmetic": best.compute_seconds, "visible exchange": best.exchange_seconds, "idle stages": best.bubble_seconds}
+    found.append(("step", f"{best.seconds:.3g} s: " + ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds)))
+    found += [("why not" if number == 0 else "", reason) for number, reason in enumerate(choice.why[:MOST_REASONS])]
+    found.append(("set", " ".join(f"--set {name}={value}" for name, value in settings.items())))
+    enlarged = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": cluster.gpus})})
+    chosen = train.model_copy(update={"micro_batch_size": best.micro_batch_size, "activation_checkpointing": best.checkpointing})
+    rate = train.global_batch_size * recipe.tokenize.row_tokens / best.seconds
+    this = Machine("cuda", cluster.chip.name, cluster.gpus, int(cluster.memory_gib * 2**30))
+    data = cost.data(recipe, train, None)  # its text lies there
+    return (
+        _model(recipe)
+        + _memory(best.memory, f" of {cluster.memory_gib:.0f} GiB")
+        + found
+        + _cost(enlarged, chosen, this, cluster.chip, rate)
+        + _data(data)
+    )
+
+
+def _model(recipe: Recipe) -> Lines:
+    vocab_size = recipe.tokenize.vocab_size
+    whole, active = sizes.parameters(recipe.model, vocab_size), sizes.active_parameters(recipe.model, vocab_size)
+    flops = shape.flops_per_token(shape.of(recipe.model, vocab_size), recipe.tokenize.row_tokens)
+    visited = f", {active:,} of them for each token" if active < whole else ""
+    return [("model", f"{whole:,} parameters{visited}, {_count(flops)}FLOPs a token")]
+
+
+def _memory(needed: Memory, have: str = "") -> Lines:
+    parts = {
+        "parameters": needed.parameters_bytes,
+        "gradients": needed.gradients_bytes,
+        "optimizer": needed.optimizer_bytes,
+        "activations": needed.activations_bytes,
+        "logits": needed.logits_bytes,
+        "checkpoint copy": needed.checkpoint_bytes,
+        "libraries": needed.process_bytes,
+    }
+    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    moment = "turn from forward to backward" if needed.peak_moment == "backward" else "optimizer's update"
+    return [("memory", f"{_size(needed.peak_bytes)}{have} per worker at most, at the {moment}"), ("", listed)]
+
+
+def _cost(recipe: Recipe, train: TrainConfig, this: Machine, chip: Device, rate: float | None, measured: Measured | None = None) -> Lines:
+    precision = train.precision if train.precision != "auto" else "bf16" if this.bf16("auto") else "fp32"
+    workers = recipe.cluster.workers
+    total = cost.estimate(recipe, train, chip, precision=precision, cuda=this.device == "cuda", tokens_per_second=rate)
+    source = f"{total.mfu:.0%} of {workers} × {chip.name} in {precision}"
+    if measured:
+        source += f"; one worker measured, {workers} assumed to be {workers} times as fast" if workers > 1 else "; measured"
+    return [
+        ("time", f"{_duration(total.seconds)} for {_count(total.tokens)} tokens at {total.tokens_per_second:,.0f} a second ({source})"),
+        ("cost", f"${_amount(total.usd)}, {_amount(total.kwh)} kWh, {_amount(total.kg_co2e)} kg CO₂e"),
+    ]
+
+
+def _data(data: Data) -> Lines:
+    epochs = f"; the text is read {data.epochs:.1f} times" if data.epochs else ""
+    suited = f"{_count(data.tokens)} tokens, of {_count(data.suited_tokens)} that suit the model{epochs}"
+    return [("data", suited), *(("warning", warning) for warning in data.warnings)]
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _amount(number: float) -> str:
+    """Example:
+    >>> _amount(0.00123), _amount(1_669_914.85)
+    ('0.0012', '1,669,915')
+    """
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+
+
+def _count(number: float) -> str:
+    """Example:
+    >>> _count(1_433_600), _count(15e12)
+    ('1.43 M', '15 T')
+    """
+    for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.3g} {letter}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    for scale, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
