@@ -1,4 +1,4 @@
-"""Linear layers that multiply in float8: about twice the speed of bfloat16 on chips from Ada and Hopper on.
+"""Linear layers that multiply in float8, which chips from Ada and Hopper on do twice as fast as bfloat16.
 
 Source: FP8 Formats for Deep Learning, https://arxiv.org/abs/2209.05433: e4m3 for weights and inputs, e5m2 for
 gradients, which need the range more than the digits.

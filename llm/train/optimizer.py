@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
     members: dict[Kind, list[Parameter]] = {}
     for parameter, kind in _kinds(model, config).items():
         members.setdefault(kind, []).append(parameter)
-    top = max(kind.depth for kind in members)
+    top = _num_blocks(model) + 1
     ordered = sorted(members.items(), key=lambda group: (group[0].depth, not group[0].decays))
     muon = [_group(kind, parameters, top, config) for kind, parameters in ordered if kind.muon]
     adam = [_group(kind, parameters, top, config) for kind, parameters in ordered if not kind.muon]
@@ -61,7 +61,7 @@ def _kinds(model: nn.Module, config: OptimizerConfig) -> dict[Parameter, Kind]:
     Embeddings stay with Adam wherever they are: a step sees few of their rows, and orthogonalising would move them all.
     Source: Muon, https://kellerjordan.github.io/posts/muon/; rates by depth, ELECTRA, https://arxiv.org/abs/2003.10555, appendix B.
     """
-    depths = _depths([name for name, _ in model.named_parameters()])
+    depths = _depths([name for name, _ in model.named_parameters()], _num_blocks(model))
     kinds = {}
     for name, parameter in model.named_parameters():
         matrix = parameter.dim() >= 2
@@ -71,22 +71,25 @@ def _kinds(model: nn.Module, config: OptimizerConfig) -> dict[Parameter, Kind]:
     return kinds
 
 
-def _depths(names: list[str]) -> dict[str, int]:
+def _depths(names: list[str], num_blocks: int) -> dict[str, int]:
     """How deep each parameter stands, from its place in the model: before, in or after the blocks.
 
     Example:
-        >>> _depths(["embedding.weight", "blocks.0.up.weight", "blocks.1.up.weight", "norm.weight"])
+        >>> _depths(["embedding.weight", "blocks.0.up.weight", "blocks.1.up.weight", "norm.weight"], num_blocks=2)
         {'embedding.weight': 0, 'blocks.0.up.weight': 1, 'blocks.1.up.weight': 2, 'norm.weight': 3}
     """
-    depths, depth = {}, 0
-    last = max((block for name in names if (block := _block(name)) is not None), default=-1)
+    depths, outside = {}, 0
     for name in names:
         block = _block(name)
         if block is not None:
-            depths[name], depth = block + 1, last + 2
-        else:
-            depths[name] = depth
+            outside = num_blocks + 1
+        depths[name] = outside if block is None else block + 1
     return depths
+
+
+def _num_blocks(model: nn.Module) -> int:
+    """Of the whole model, also where a pipeline left this worker only some."""
+    return len(cast(nn.ModuleList, model.blocks))
 
 
 def _block(name: str) -> int | None:

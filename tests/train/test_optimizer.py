@@ -122,3 +122,17 @@ def test_deeper_layers_learn_slower_by_the_same_factor() -> None:
     for name, peak in peaks.items():
         blocks = {"blocks.0.": 0.25, "blocks.1.": 0.5, "embeddings.": 0.125, "projection.": 0.125}
         assert peak == next((share for start, share in blocks.items() if name.startswith(start)), 1.0), name
+
+
+def test_a_stage_of_a_pipeline_has_the_rates_of_the_whole_model() -> None:
+    config = OptimizerConfig(layer_decay=0.5, muon_learning_rate=1.0, adamw_learning_rate=1.0)
+    model = decoder(tied=False)
+    for elsewhere in ("blocks.1", "norm", "head"):
+        model.set_submodule(elsewhere, nn.Identity())
+    peaks = {
+        name: group["peak"]
+        for each in optimizer.build(model, config)
+        for group in each.param_groups
+        for name in names(model, group["params"])
+    }
+    assert {name.split(".")[0]: peak for name, peak in peaks.items()} == {"embedding": 0.125, "blocks": 0.25}
