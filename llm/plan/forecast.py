@@ -41,7 +41,10 @@ def elsewhere(recipe: Recipe, train: TrainConfig, cluster: Cluster) -> Lines:
     settings = {"cluster.workers": cluster.gpus} | {f"cluster.layout.{kind}": degree for kind, degree in degrees.items()}
     settings |= {"train.micro_batch_size": best.micro_batch_size, "train.activation_checkpointing": best.checkpointing}
     found = [
-        ("layout", f"{best.name}, on {cluster.gpus} × {cluster.chip.name} of {cluster.memory_gib:.0f} GiB in {cluster.nodes} machines")
+        (
+            "layout",
+            f"{best.name}, on {cluster.gpus} × {cluster.chip.name} of {cluster.memory_gib:.0f} GiB, {cluster.gpus_per_node} a machine",
+        )
     ]
     parts = {"arithmetic": best.compute_seconds, "visible exchange": best.exchange_seconds, "idle stages": best.bubble_seconds}
     found.append(("step", f"{best.seconds:.3g} s: " + ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds)))

@@ -13,13 +13,14 @@ from typing import Literal
 
 from llm.errors import CapacityError, RecipeError
 from llm.model import shape
-from llm.model.config import EncoderDecoderConfig, ModelConfig
+from llm.model.config import ModelConfig
 from llm.model.shape import Shape
 from llm.plan import memory
 from llm.plan.cost import EXPECTED_MFU, RECOMPUTED
 from llm.plan.memory import Memory, Worker
 from llm.train.config import TrainConfig
 from llm.train.devices import Device
+from llm.train.parallel import check as parallel
 from llm.train.parallel.config import LayoutConfig
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -31,6 +32,8 @@ MEMORY_SHARE = 0.92  # of a GPU's memory that tensors can fill: the rest is the 
 HIDDEN_SHARE = 0.8  # of gradients' and weights' exchange that runs beside arithmetic, at best
 TENSOR_SLOWDOWN = 0.05  # of arithmetic per doubling: thinner matrices are multiplied less efficiently
 WORTH_ANOTHER_KIND = 0.05  # of speed: what a further kind of parallelism must gain to be worth what can break
+SHORTEST_PART_TOKENS = 2048  # of a row that context parallelism cuts
+MICRO_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 KINDS = ("replicate", "shard", "tensor", "pipeline", "context")
 
 
@@ -45,9 +48,9 @@ class Cluster:
     interconnect: Interconnect = "infiniband"
 
     @property
-    def nodes(self) -> int:
-        """Machines."""
-        return -(-self.gpus // self.gpus_per_node)
+    def usable_bytes(self) -> float:
+        """Of a GPU's memory."""
+        return self.memory_gib * 2**30 * MEMORY_SHARE
 
     def bandwidth(self, group: int) -> float:
         """Bytes per second and GPU within a group of neighbouring GPUs: its slowest link decides."""
@@ -105,7 +108,7 @@ def choose(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCon
             value=f"{train.global_batch_size} rows on {cluster.gpus} GPUs",
             remedy="set train.global_batch_size to a multiple of the GPUs",
         )
-    have = cluster.memory_gib * 2**30 * MEMORY_SHARE
+    have = cluster.usable_bytes
     fitting = [candidate for candidate in candidates if candidate.memory.peak_bytes <= have]
     if not fitting:
         least = min(candidates, key=lambda candidate: candidate.memory.peak_bytes)
@@ -121,42 +124,51 @@ def choose(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCon
 
 
 def _candidates(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainConfig, cluster: Cluster) -> Iterator[Candidate]:
-    """Every layout that divides GPUs, heads, layers, rows and tokens, each with the micro-batch and checkpointing that suit it best."""
+    """Every layout that the engine trains, each with the micro-batch and checkpointing that suit it best.
+
+    Matrices are split inside a machine only, stages have as many layers each, and parts of a row stay long.
+    """
     whole = shape.of(model, vocab_size)
-    heads = min(getattr(model, "num_kv_heads", model.num_heads), model.num_heads)
-    splits = not isinstance(model, EncoderDecoderConfig)  # a pipeline of two kinds of layers isn't offered
     powers = [2**power for power in range(13) if 2**power <= cluster.gpus]
     for tensor, pipeline, context in itertools.product(powers, powers, powers):
         inner = tensor * pipeline * context
-        if cluster.gpus % inner or tensor > cluster.gpus_per_node or heads % tensor or (pipeline > 1 and not splits):
-            continue
-        if whole.layers[0].count % pipeline or row_tokens % (2 * context) or (context > 1 and row_tokens // context < 2048):
+        short = context > 1 and row_tokens // context < SHORTEST_PART_TOKENS
+        if cluster.gpus % inner or tensor > cluster.gpus_per_node or whole.layers[0].count % pipeline or short:
             continue
         data = cluster.gpus // inner
         for shard in {1, data, *(degree for degree in powers if data % degree == 0 and degree * inner == cluster.gpus_per_node)}:
             layout = LayoutConfig(shard=shard, tensor=tensor, pipeline=pipeline, context=context)
-            yield from _fastest(whole, model, row_tokens, train, cluster, layout, data // shard)
+            yield from _fastest(whole, model, row_tokens, train, cluster, layout)
 
 
 def _fastest(
-    whole: Shape, model: ModelConfig, row_tokens: int, train: TrainConfig, cluster: Cluster, layout: LayoutConfig, replicate: int
+    whole: Shape, model: ModelConfig, row_tokens: int, train: TrainConfig, cluster: Cluster, layout: LayoutConfig
 ) -> Iterator[Candidate]:
-    """The layout with each micro-batch that divides and each kind of checkpointing: the fastest that fits, else the smallest."""
-    copies = layout.shard * replicate
-    if train.global_batch_size % copies:
-        return
-    rows, found = train.global_batch_size // copies, []
-    sizes = [size for size in (1, 2, 4, 8, 16, 32) if rows % size == 0]
+    """The layout with the fastest micro-batch and checkpointing that fit, or else those that need least memory."""
+    replicate, found = cluster.gpus // layout.model_workers, []
+    rows, uneven = divmod(train.global_batch_size, replicate * layout.shard)
+    sizes = [size for size in MICRO_BATCH_SIZES if rows % size == 0 and not uneven]
     for size, checkpointing in itertools.product(sizes, CHECKPOINTING):
         changed = train.model_copy(update={"micro_batch_size": size, "activation_checkpointing": checkpointing})
-        bf16 = train.precision != "fp32"
-        worker = Worker("cuda", bf16, layout, replicate, copies_state=False)
+        if not _trains(layout, model, changed, row_tokens, cluster.gpus):
+            continue
+        worker = Worker("cuda", train.precision != "fp32", layout, replicate)
         needed = memory.predict(model, whole.vocab_size, row_tokens, changed, worker)
         times = step_seconds(whole, row_tokens, changed, cluster, layout, replicate)
         found.append(Candidate(layout, replicate, size, checkpointing, needed, *times))
-    have = cluster.memory_gib * 2**30 * MEMORY_SHARE
-    fitting = [candidate for candidate in found if candidate.memory.peak_bytes <= have]
-    yield min(fitting, key=lambda candidate: candidate.seconds) if fitting else min(found, key=lambda each: each.memory.peak_bytes)
+    if fitting := [candidate for candidate in found if candidate.memory.peak_bytes <= cluster.usable_bytes]:
+        yield min(fitting, key=lambda candidate: candidate.seconds)
+    elif found:
+        yield min(found, key=lambda candidate: candidate.memory.peak_bytes)
+
+
+def _trains(layout: LayoutConfig, model: ModelConfig, train: TrainConfig, row_tokens: int, workers: int) -> bool:
+    """Whether the engine takes it."""
+    try:
+        parallel.check(layout, model, train, row_tokens, workers)
+    except RecipeError:
+        return False
+    return True
 
 
 def step_seconds(

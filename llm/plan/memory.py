@@ -16,6 +16,7 @@ PROCESS_BYTES = {"cpu": 375_000_000, "cuda": 600_000_000}  # torch and its libra
 CHUNK_LOGITS = 2**26  # of llm/train/objective/cross_entropy.py, which can't be imported without torch
 OPTIMIZER_BYTES = {("adamw", 32): 8.0, ("adamw", 8): 2.1, ("adam", 32): 8.0, ("adam", 8): 2.1}  # per number; 8 bits carry a scale per block
 MUON_BYTES = 4.0  # one momentum
+MUON_BATCH = 2**20  # numbers that are orthogonalised together at least, llm/train/muon.py
 REMEDIES = {
     "backward": "lower {section}.micro_batch_size, set {section}.activation_checkpointing to full, or raise cluster.layout.shard",
     "update": "raise cluster.layout.shard, set {section}.optimizer.state_bits to 8, or lower model.width",
@@ -97,7 +98,7 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
         activations_bytes=int(activations * in_flight),
         logits_bytes=int(_head_bytes(mine, tokens, number_bytes, train, worker) + casts + gathered + bucket),
         backward_bytes=int(one_layer + 4 * mine.head + casts + gathered + bucket),
-        update_bytes=int(_update_bytes(mine, train) // layout.shard + bucket),
+        update_bytes=int(_update_bytes(mine, train) + bucket),
         checkpoint_bytes=parameters + states if worker.copies_state and worker.device == "cpu" else 0,
         process_bytes=PROCESS_BYTES[worker.device],
         gradients_stay=_micro_batches(train, worker) > 1 or worker.replicas > 1,
@@ -190,7 +191,7 @@ def _head_bytes(mine: Shape, tokens: int, number_bytes: int, train: TrainConfig,
 
 
 def _update_bytes(mine: Shape, train: TrainConfig) -> float:
-    """Muon's orthogonalisation of the largest matrix, in bfloat16; Adam is fused and needs nothing."""
-    if train.optimizer.kind != "muon":
-        return 0
-    return 12 * max(mine.width * layer.ffn for layer in mine.layers)
+    """Muon's orthogonalisation of a batch of matrices, whole ones, in bfloat16; Adam in 8 bits unpacks the largest matrix."""
+    largest = max(layer.matrices // 3 for layer in mine.layers)
+    muon = 12 * max(largest, MUON_BATCH) if train.optimizer.kind == "muon" else 0
+    return muon + (12 * mine.head if train.optimizer.state_bits == 8 else 0)

@@ -25,6 +25,7 @@ from llm.model.config import ModelConfig
 from llm.train import devices
 from llm.train.devices import Device
 from llm.train.parallel.world import World
+from llm.train.precision import Precision, resolve
 
 Phase = Literal["data", "gradient", "communication", "update", "validation", "checkpoint"]
 JOULES_PER_KWH = 3.6e6
@@ -33,8 +34,8 @@ JOULES_PER_KWH = 3.6e6
 class Meter:
     """Seconds by phase since the last step, of this worker."""
 
-    def __init__(self, model: ModelConfig, vocab_size: int, row_tokens: int, world: World, *, precision: str = "fp32") -> None:
-        self.world, self.precision = world, precision
+    def __init__(self, model: ModelConfig, vocab_size: int, row_tokens: int, world: World, *, precision: Precision = "fp32") -> None:
+        self.world, self.precision = world, resolved(precision, world.device)
         self.flops_per_token = shape.flops_per_token(shape.of(model, vocab_size), row_tokens)
         self.device = chip(world.device)
         self.seconds: dict[str, float] = {}
@@ -125,6 +126,13 @@ def exposed_communication(micro_batch_seconds: Sequence[float]) -> float:
         return 0.0
     *others, last = micro_batch_seconds
     return max(0.0, last - sum(others) / len(others))
+
+
+def resolved(precision: Precision, device: torch.device) -> Precision:
+    """What `auto` means on this device; the others as they are."""
+    if precision != "auto":
+        return precision
+    return "bf16" if resolve("auto", device) == torch.bfloat16 else "fp32"
 
 
 def chip(device: torch.device) -> Device:
