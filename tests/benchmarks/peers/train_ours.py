@@ -9,10 +9,12 @@ from torch import Tensor
 from llm.model.config import DecoderConfig, Gpt2Config
 from llm.model.decoder import Decoder
 from llm.model.gpt2 import Gpt2
+from llm.train.allocator import keep_freed_memory
 from llm.train.batch import Batch
 from llm.train.learner import Learner
 from llm.train.objective.next_token import NextToken
 
+keep_freed_memory()
 given, weights = case()
 sizes = {"width": given.width, "num_layers": given.layers, "num_heads": given.heads, "max_positions": given.row_tokens}
 if given.family == "gpt2":
