@@ -13,7 +13,7 @@ import pytest
 from llm.cluster.connect import connected
 from llm.model.config import DecoderConfig
 from llm.train.config import ClusterConfig, TrainConfig
-from llm.train.loop import TrainJob
+from llm.train.job import TrainJob
 
 ROW_TOKENS, VOCAB_SIZE = 64, 64
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from pathlib import Path
 
+from llm.cluster import workers
 from llm.cluster.connect import connected
-from llm.cluster.workers import run
 
 
 def main(folder: Path) -> None:
+    workers.RESIZE_SECONDS = float(os.environ.get("RESIZE_SECONDS", workers.RESIZE_SECONDS))
     job, cluster = pickle.loads((folder / "run").read_bytes())
     with connected(cluster, folder):
-        run(job, cluster, folder / "ray", "run")
+        workers.run(job, cluster, folder / "ray", "run")
 
 
 if __name__ == "__main__":

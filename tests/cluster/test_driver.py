@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llm.train.config import ClusterConfig
-from llm.train.loop import TrainJob
+from llm.train.job import TrainJob
 
 DRIVER = Path(__file__).parent / "driver.py"
 

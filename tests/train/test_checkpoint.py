@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from llm.train.loop import train
 from llm.train.parallel.world import World
 
 JobMaker = Callable[..., TrainJob]
+SHARDED = Path(__file__).parent / "sharded.py"
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -128,6 +131,23 @@ def test_marked_and_best_checkpoints_stay(tmp_path: Path) -> None:
         tiny.step(loss)
         tiny.save(checkpoints)
     assert [int(name.removeprefix("step-")) for name in sorted(path.name for path in tmp_path.iterdir())] == [2, 4, 8, 9, 10]
+
+
+def test_shards_come_back_on_any_number_of_workers(tmp_path: Path) -> None:
+    """1 → 2 → 3 → 1 workers that hold shards of parameters, moments and average: each loads to the bit what the one before saved."""
+    seen = []
+    for step, size in enumerate((1, 2, 3, 1), start=1):
+        group = [subprocess.Popen([sys.executable, SHARDED, tmp_path, str(rank), str(size)]) for rank in range(size)]
+        assert [process.wait(timeout=200) for process in group] == [0] * size
+        seen.append(torch.load(tmp_path / f"seen-{step}"))
+    for before, after in itertools.pairwise(seen):
+        assert len(before["saved"]) == len(after["loaded"])
+        assert all(torch.equal(saved, loaded) for saved, loaded in zip(before["saved"], after["loaded"], strict=True))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for step, wanted in enumerate(seen, start=1):
+        subprocess.run([sys.executable, SHARDED, alone, "0", "1"], check=True, timeout=200)
+        assert wanted["loss"] == pytest.approx(torch.load(alone / f"seen-{step}")["loss"], rel=1e-6)
 
 
 def test_the_manifest_says_what_it_belongs_to(make_job: JobMaker) -> None:
