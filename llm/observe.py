@@ -6,6 +6,7 @@ Each function answers a small JSON-able value; an equal answer means that nothin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,11 +21,20 @@ def sources(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref])
     return snapshot(recipe.collect)
 
 
+def origins(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+    """The hashes of the weights that training starts from and of those that teach it, where the recipe names some."""
+    from llm.data.hashing import weight_fingerprints
+
+    train = recipe.finetune.train if node.startswith("tuned.") else recipe.train
+    named = {"initial": train.initial, "teacher": getattr(train.objective, "teacher", None)}
+    return {role: weight_fingerprints(Path(folder)) for role, folder in named.items() if folder}
+
+
 def pairs(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
     """The hash of the file of conversations, where the recipe names one."""
     from llm.data.chat import snapshot
 
-    return snapshot(recipe.finetune.chat)
+    return snapshot(recipe.finetune.chat) | origins(recipe, store, node, parents)
 
 
 def champion(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:

@@ -19,7 +19,17 @@ from llm.evaluate.config import EvaluateConfig, PromoteConfig
 from llm.export.config import ExportConfig
 from llm.model.config import ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
+from llm.train.objective.config import ObjectiveConfig
+from llm.train.schedule import check_rows
 
+DECODERS = ("decoder", "gpt2", "moe")
+LEARNERS: Mapping[str, tuple[str, ...]] = {
+    "next_token": DECODERS,
+    "masked": ("encoder",),
+    "spans": ("encoder_decoder", *DECODERS),
+    "replaced": ("electra",),
+    "distillation": DECODERS,
+}
 RECIPES = Path(__file__).parent.parent / "deployments" / "recipes"
 
 
@@ -55,12 +65,9 @@ class Recipe(Section):
                 "set tokenize.row_tokens lower or model.max_positions higher"
             )
         for section, train in (("train", self.train), ("finetune.train", self.finetune.train)):
-            per_pass = train.micro_batch_size * self.cluster.workers
-            if train.global_batch_size % per_pass:
-                raise ValueError(
-                    f"{self.cluster.workers} workers × {train.micro_batch_size} rows do not divide {train.global_batch_size} rows a step; "
-                    f"set {section}.global_batch_size to a multiple of {per_pass}"
-                )
+            if section == "train" or self.model.architecture in DECODERS:
+                _check_objective(self.model, train.objective, section)
+            check_rows(train, self.cluster.layout.readers(self.cluster.workers), section)
         return self
 
     @property
@@ -71,6 +78,18 @@ class Recipe(Section):
     def as_yaml(self) -> str:
         """The resolved recipe, every default spelled out; loading it gives an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_objective(model: ModelConfig, objective: ObjectiveConfig, section: str) -> None:
+    """Raises: ValueError if the architecture can't learn by the objective."""
+    architecture = model.architecture
+    kinds = [part.objective.kind for part in objective.parts] if objective.kind == "mixture" else [objective.kind]
+    for kind in kinds:
+        if architecture not in LEARNERS[kind]:
+            fitting = ", ".join(name for name, learners in LEARNERS.items() if architecture in learners)
+            raise ValueError(f"{architecture} can't learn by {kind}; set {section}.objective.kind to one of {fitting}")
+    if objective.kind == "masked" and model.architecture == "encoder" and model.next_sentence != objective.next_sentence:
+        raise ValueError(f"model.next_sentence is {model.next_sentence}; set {section}.objective.next_sentence to the same")
 
 
 def load(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -36,7 +36,7 @@ STAGES = {
     "clean": Stage(("llm.data.clean",), ("clean",), ("ftfy", "trafilatura", "pyarrow")),
     "dedup": Stage(("llm.data.dedup",), ("dedup",), ("numpy", "pyarrow")),
     "tokenize": Stage(("llm.data.encode",), ("tokenize",), ("sentencepiece",)),
-    "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",)),
+    "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",), observe.origins),
     "finetune": Stage(("llm.train.loop", "llm.data.chat"), ("finetune", "seed"), ("torch", "sentencepiece"), observe.pairs),
     "evaluate": Stage(("llm.evaluate.evaluate",), ("evaluate", "seed"), ("torch", "sentencepiece")),
     "export": Stage(("llm.export.export",), ("export", "name"), ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")),

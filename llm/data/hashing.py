@@ -33,6 +33,11 @@ def fingerprints(files: Iterable[tuple[str, Path]]) -> list[dict[str, Any]]:
     return [{"path": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in sorted(files)]
 
 
+def weight_fingerprints(folder: Path) -> list[dict[str, Any]]:
+    """What identifies the model in a folder: its configuration and its weights."""
+    return fingerprints((path.name, path) for path in (folder / "config.json", *folder.glob("*.safetensors")) if path.is_file())
+
+
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Scrambled bits of each number: the finaliser of SplitMix64, https://prng.di.unimi.it/splitmix64.c."""
     x = x + GOLDEN

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llm import artifact
+from llm.data.hashing import weight_fingerprints
 from llm.data.rows import Rows
 from llm.errors import ArtifactError, DataError, RecipeError
 from llm.model import families, origin
@@ -17,6 +18,16 @@ from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.objective.config import DistillationConfig
 from llm.train.parallel.check import check
 from llm.train.parallel.world import World
+
+HOW_IT_TRAINS = {
+    "dropout",
+    "balance",
+    "balance_weight",
+    "bias_rate",
+    "z_weight",
+    "capacity_factor",
+    "generator",
+}  # a public checkpoint may not say
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,8 @@ class TrainJob:
                 "train": self.train.model_dump(mode="json"),
                 "seed": self.seed,
                 "rows": {path.name: artifact.sha256_file(path) for path in (self.rows / "rows.json", *self.rows.glob("train.*"))},
-                "initial": origin.digest(self.initial) if self.initial else None,
-                "teacher": origin.digest(teacher) if teacher else None,
+                "initial": weight_fingerprints(self.initial) if self.initial else None,
+                "teacher": weight_fingerprints(teacher) if teacher else None,
             }
         )
 
@@ -57,14 +68,21 @@ def initial_model(job: TrainJob, vocab_size: int) -> Any:
     if job.initial is None:
         torch.manual_seed(job.seed)
         return families.build(job.model, vocab_size)
-    model = origin.load(job.initial)
-    if model.config != job.model or model.vocab_size < vocab_size:
+    origin_model = origin.load(job.initial)
+    if sizes(origin_model.config) != sizes(job.model) or origin_model.vocab_size < vocab_size:
         raise ArtifactError(
             "initial weights have other sizes than the job",
             value=job.initial,
             remedy="train from a model of this `model` section and tokenizer",
         )
+    model = families.build(job.model, origin_model.vocab_size)
+    model.load_state_dict(origin_model.state_dict())
     return model
+
+
+def sizes(config: ModelConfig) -> dict[str, Any]:
+    """What of a `model` section decides its tensors."""
+    return config.model_dump(exclude=HOW_IT_TRAINS)
 
 
 def check_sizes(job: TrainJob, world: World) -> None:

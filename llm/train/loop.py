@@ -84,7 +84,7 @@ class Attempt:
             self.dog.begin("step", step)
             record, action = self.update(step)
             if action is Action.ROLL_BACK:
-                self.report(record, seconds=time.monotonic() - started)
+                self.log.end(record, self.state, self.stops)
                 self.go_back(step)
                 continue
             if step % config.validate_every_steps == 0 or step == config.steps:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llm.data.rows import Rows
 from llm.train import float8, optimizer, precision
 from llm.train.average import Average
+from llm.train.budget import Spent
 from llm.train.checkpoint import Checkpoints, Retention
 from llm.train.config import TrainConfig
 from llm.train.guard import Guard
@@ -44,11 +45,11 @@ class State:
         self.history: list[dict[str, Any]] = progress.get("history", [])
         self.guard = Guard(config.guard, progress.get("guard"))
         self.loss_scale = LossScale(**progress["loss_scale"]) if "loss_scale" in progress else first_scale(self.dtype)
-        self.spent: dict[str, float] = progress.get("spent", {})
+        self.spent = Spent(**progress.get("spent", {}))
 
     def save(self, step: int) -> None:
         """Begin a checkpoint of the state after `step`."""
-        progress = {"history": self.history, "guard": self.guard.state, "loss_scale": asdict(self.loss_scale), "spent": self.spent}
+        progress = {"history": self.history, "guard": self.guard.state, "loss_scale": asdict(self.loss_scale), "spent": asdict(self.spent)}
         self.checkpoints.save(step, self.model, self.optimizers, progress, self.tensors())
 
     def tensors(self) -> Mapping[str, Tensor] | None:

@@ -74,9 +74,12 @@ def test_metrics_are_the_history_with_a_clock(make_job: JobMaker) -> None:
     job = make_job()
     train(job)
     metrics = [json.loads(line) for line in (job.work / "metrics.jsonl").read_text().splitlines()]
-    clock = {"seconds", "steps", "tokens_per_second"}
-    assert [{name: value for name, value in line.items() if name not in clock} for line in metrics] == history(job)
-    assert all(line["steps"] == 12 and line["tokens_per_second"] > 0 for line in metrics)
+    for line, record in zip(metrics, history(job), strict=True):
+        assert {name: line[name] for name in record} == record
+        assert line["steps"] == 12
+        assert line["tokens_per_second"] > 0
+        assert line["memory_bytes"] > 2**20
+        assert 0 <= line["mfu"] < 1
 
 
 def test_fine_tuning_starts_from_the_initial_weights(make_job: JobMaker) -> None:

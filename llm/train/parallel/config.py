@@ -26,3 +26,7 @@ class LayoutConfig(Section):
     def model_workers(self) -> int:
         """Workers that hold one copy of the model."""
         return math.prod((self.shard, self.pipeline, self.context, self.tensor))
+
+    def readers(self, workers: int) -> int:
+        """Workers, or groups of partners, that read rows of their own."""
+        return workers * self.shard // self.model_workers
