@@ -75,6 +75,16 @@ class Run:
         batches = self.batches(0, 5)
         return self.layout.sum(sum(sums["loss"] for sums in self.replica.evaluate(batches)))[0] / self.counted(batches)
 
+    @torch.no_grad()
+    def validate_others(self) -> float:
+        """The loss of halved weights, put back afterwards: what validating an average of the weights does."""
+        for parameter in self.model.parameters():
+            parameter.mul_(0.5)
+        loss = self.validate()
+        for parameter in self.model.parameters():
+            parameter.mul_(2.0)
+        return loss
+
     def state(self) -> dict[str, Any]:
         weights, moments = get_state_dict(self.model, self.optimizers, options=FLAT)
         return {"model": weights, "optimizer": moments}
@@ -93,13 +103,16 @@ class Run:
 
 
 def run(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train `case`, with a checkpoint half-way if it is `kept`; or only its second half, from the checkpoint that it `resumes`."""
+    """Train `case`, validating after each step; with a checkpoint half-way, or from there on.
+
+    It is left half-way if the case is `kept`; a case that `resumes` another begins with that one's.
+    """
     training, steps = Run(case, folder / "rows"), case["train"]["steps"]
     half, curve = steps // 2, []
     if case["resumes"]:
         training.load(folder / f"{case['resumes']}-checkpoint")
     for number in range(half if case["resumes"] else 0, steps):
-        curve.append(training.step(number))
+        curve.append([*training.step(number), training.validate_others()])
         if case["kept"] and number + 1 == half:
             training.save(folder / f"{case['name']}-checkpoint")
     return training.result(curve)

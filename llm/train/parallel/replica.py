@@ -16,7 +16,7 @@ from llm.train.learner import Learner
 from llm.train.parallel.context import WholeContext
 from llm.train.parallel.layout import Layout
 from llm.train.parallel.pipeline import Stage, Sums
-from llm.train.parallel.sharing import only_last_reduces, share_out
+from llm.train.parallel.sharing import let_go, only_last_reduces, share_out
 
 Share = tuple[Batch, float]  # a micro-batch, and 1, or 0 where a worker only keeps the others company
 
@@ -86,6 +86,7 @@ class Replica:
         shares = self.level(batches)
         with self.attention():
             sums = [self.module.evaluate(batch) if isinstance(self.module, Stage) else self.learner(batch) for batch, _ in shares]
+        let_go(self.module)
         self.learner.train()
         return [self.totals([each], [share]) for each, share in zip(sums, shares, strict=True)]
 

@@ -62,6 +62,12 @@ def only_last_reduces(module: nn.Module, *, last: bool) -> None:
         part.set_requires_all_reduce(last, recurse=False)
 
 
+def let_go(module: nn.Module) -> None:
+    """Free gathered parameters that no backward pass will free: weights may change before the next forward pass."""
+    for part in _shared(module):
+        part.reshard()
+
+
 def _shared(module: nn.Module) -> list[FSDPModule]:
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
