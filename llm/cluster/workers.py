@@ -14,12 +14,13 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import torch
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig
@@ -110,10 +111,11 @@ def watched(work: Path, cluster: ClusterConfig) -> Iterator[None]:
     def watch() -> None:
         known: set[str] = set()
         while not over.wait(cluster.poll_seconds):
-            draining = set(ray._private.state.state.get_draining_nodes())
-            if draining - known:
-                request(work, PREEMPTED)
-            known = draining
+            with suppress(ray.exceptions.RayError):  # the head is gone for a moment, or for good: both are the run's business
+                draining = set(ray._private.state.state.get_draining_nodes())
+                if draining - known:
+                    request(work, PREEMPTED)
+                known = draining
 
     watcher = threading.Thread(target=watch, name="drained-machines", daemon=True)
     watcher.start()

@@ -73,6 +73,23 @@ def test_sigterm_loses_no_step(make_job: JobMaker, tmp_path: Path, size: int) ->
             assert (job.work / "final" / name).read_bytes() == (undisturbed.work / "final" / name).read_bytes()
 
 
+def test_the_number_of_workers_may_change_between_attempts(make_job: JobMaker, tmp_path: Path) -> None:
+    """1 → 2 → 3 → 1 workers: every step once, and its loss is that of one worker all along, so no row is skipped or repeated."""
+    changes: dict[str, object] = {"steps": 40, "checkpoint_every_steps": 40, "optimizer": {"kind": "adamw", "adamw_learning_rate": 3e-3}}
+    job, alone = make_job(**changes), make_job("alone", **changes)
+    for size, last in ((1, 5), (2, 12), (3, 19)):
+        group = start(job, size, tmp_path / f"group-{size}")
+        after(last, job.work)
+        request(job.work, "other machines")
+        assert [process.wait(timeout=90) for process in group] == [1] * size
+    train(job)
+    train(alone)
+    assert steps(job.work) == list(range(1, 41))
+    found, wanted = ([json.loads(line) for line in (each.work / "final" / "history.jsonl").open()] for each in (job, alone))
+    assert [record["tokens"] for record in found] == [record["tokens"] for record in wanted]
+    assert [record["loss"] for record in found] == pytest.approx([record["loss"] for record in wanted], rel=1e-5)
+
+
 def test_a_file_stops_it_and_the_next_attempt_goes_on(make_job: JobMaker) -> None:
     job = make_job(steps=STEPS)
     asker = threading.Thread(target=lambda: (after(5, job.work), request(job.work, "the machine is wanted back")))
