@@ -71,7 +71,7 @@ def compare(name: str, shape: dict[str, Any], pythons: dict[str, Path], folder: 
         settings = min(candidates(given), key=lambda each: seconds(train(python, peer, given | each, file)))
         runs: dict[str, list[Run]] = {"ours": [], peer: []}
         for turn in range(REPEATS):
-            for who in ("ours", peer, peer, "ours")[turn % 2 * 2 :][:2] if REPEATS > 1 else ("ours", peer):
+            for who in (("ours", peer), (peer, "ours"))[turn % 2]:
                 runs[who].append(train(pythons[who], who, given | (settings if who == peer else {}), file))
         ours, theirs = (given["rows"] * given["row_tokens"] / statistics.median(map(seconds, runs[who])) for who in runs)
         shares.append(ours * flops_per_token(given) / peak)
