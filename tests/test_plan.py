@@ -11,13 +11,15 @@ from torch import Tensor
 from llm.errors import CapacityError, RecipeError
 from llm.model import families, shape, sizes
 from llm.model.config import DecoderConfig, ModelConfig, parse_model
-from llm.plan import cost, layout, memory
+from llm.plan import cost, forecast, layout, memory
 from llm.plan.layout import Cluster
 from llm.plan.measure import measure
 from llm.plan.memory import Worker
+from llm.recipe import load, parse_override
 from llm.train.config import PriceConfig, TrainConfig
 from llm.train.devices import named
 from llm.train.objective import cross_entropy
+from llm.train.parallel import check as parallel
 from llm.train.parallel.config import LayoutConfig
 
 LLAMA = {"width": 64, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 176, "max_positions": 32}
@@ -172,6 +174,17 @@ def test_a_small_model_is_replicated_and_one_gpu_needs_no_layout() -> None:
     several = layout.choose(model, 50_257, 1024, train, Cluster(8, 8, 80, named("A100")))
     assert len(several.best.kinds) == 1
     assert several.best.seconds < alone.best.seconds / 6
+
+
+@pytest.mark.parametrize(("recipe", "gpus"), [("llama-8b", 8), ("llama-70b", 64), ("gpt2-124m", 8)])
+def test_the_settings_of_a_layout_make_a_recipe_that_the_engine_takes(recipe: str, gpus: int) -> None:
+    loaded = load(recipe)
+    lines = forecast.elsewhere(loaded, loaded.train, Cluster(gpus, 8, 80, named("H100")))
+    (settings_line,) = (text for label, text in lines if label == "set")
+    planned = load(recipe, dict(parse_override(text) for text in settings_line.removeprefix("--set ").split(" --set ")))
+    assert planned.cluster.workers == gpus
+    parallel.check(planned.cluster.layout, planned.model, planned.train, planned.tokenize.row_tokens, gpus)
+    assert {"model", "memory", "layout", "step", "why not", "time", "cost", "data"} <= {label for label, _ in lines}
 
 
 def test_every_layout_divides_the_cluster() -> None:
