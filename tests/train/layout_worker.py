@@ -44,6 +44,8 @@ class Run:
         self.layout = Layout.over(world, degrees)
         torch.manual_seed(1)
         self.model = families.build(model, self.rows.vocab_size).train()
+        for block in self.model.blocks:
+            block.checkpointing = self.train.activation_checkpointing
         self.learner = Learner(self.model, self.objective, torch.float32, self.train.z_loss_weight)
         self.replica = Replica(self.learner, self.layout)
         self.optimizers = optimizer.build(self.model, self.train.optimizer)

@@ -43,6 +43,7 @@ TRAINS: dict[str, dict[str, Any]] = {
     "plain": TRAIN,
     "muon": TRAIN | {"optimizer": {"kind": "muon"}},
     "documents": TRAIN | {"document_mask": True},
+    "recomputed": TRAIN | {"activation_checkpointing": "selective"},
     "narrow": TRAIN | {"micro_batch_size": 1, "global_batch_size": 9},
 }
 Case = dict[str, Any]
@@ -74,6 +75,9 @@ CASES = [
     case("pipeline, gpt2, documents", 2, {"pipeline": 2}, "gpt2", "documents"),
     case("fsdp, experts", 2, {"shard": 2}, "moe"),
     case("expert", 2, {"shard": 2, "expert": 2}, "moe"),
+    case("fsdp, recomputed", 2, {"shard": 2}, train="recomputed"),
+    case("tensor, recomputed", 2, {"tensor": 2}, train="recomputed"),
+    case("pipeline, recomputed", 2, {"pipeline": 2}, "untied", "recomputed"),
     case("ddp on 3", 3, {}, kept=True),
     case("ddp on 3 resumed", 3, {}, resumes="ddp on 3"),
     case("fsdp on 3", 3, {"shard": 3}, kept=True),
@@ -193,6 +197,7 @@ def test_one_worker_continues_what_two_shared(trained: Results) -> None:
         ({"context": 2}, "llama", TRAINS["documents"], 2, "does not work with train.document_mask: True; set train.document_mask to false"),
         ({"context": 3}, "llama", TRAIN, 3, "row_tokens is no multiple of 6: 16; set tokenize.row_tokens to one"),
         ({"tensor": 4}, "llama", TRAIN, 4, "layout.tensor 4 does not divide model.num_kv_heads: 2"),
+        ({"tensor": 2}, "llama", TRAIN | {"precision": "fp8"}, 2, "cuts no float8 matrices: fp8; set train.precision to bf16"),
         ({"shard": 2, "expert": 2}, "llama", TRAIN, 2, "layout.expert needs experts: decoder; set cluster.layout.expert to 1"),
         ({"shard": 3, "expert": 3}, "moe", TRAIN, 3, "layout.expert 3 does not divide model.num_experts: 4"),
         ({"shard": 2, "expert": 2}, "moe", TRAIN, 4, "set cluster.layout.shard to cluster.layout.expert and replicate to 1"),

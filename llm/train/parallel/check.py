@@ -100,6 +100,9 @@ def _context(layout: LayoutConfig, model: ModelConfig, train: TrainConfig, row_t
 def _tensor(layout: LayoutConfig, model: ModelConfig, train: TrainConfig, row_tokens: int, workers: int) -> Problems:
     if layout.tensor == 1 or not isinstance(model, (DecoderConfig, Gpt2Config)):
         return
+    if train.precision == "fp8":
+        remedy = "set train.precision to bf16, or cluster.layout.tensor to 1"
+        yield RecipeError("layout.tensor cuts no float8 matrices", value=train.precision, remedy=remedy)
     kv_heads = {"model.num_kv_heads": model.num_kv_heads} if isinstance(model, DecoderConfig) else {}
     cut = {"model.num_heads": model.num_heads, **kv_heads, "model.ffn_width": model.ffn_width, "tokenize.row_tokens": row_tokens}
     for setting, size in cut.items():

@@ -57,6 +57,7 @@ class Replica:
 
     def both_ways(self, share: Share, scales: Mapping[str, float], *, last: bool) -> Sums:
         """One micro-batch forwards and backwards; its sums."""
+        self.learner.train(share[1] > 0)  # or routers would count the tokens of a batch that only keeps company
         with self.synchronised(last=last):
             sums: Sums = self.module(share[0])
             self.loss(sums, share, scales).backward()
