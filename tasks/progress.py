@@ -121,7 +121,9 @@ class _Lines:
 
 
 def _facts(record: dict[str, Any]) -> str:
-    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
+    """What stands beside the bar; a step that was not applied says why."""
+    told = record["reason"] if "reason" in record else f"loss {record['loss']:.3f}"
+    return f"{told}  {record['tokens_per_second']:,.0f} tokens/s"
 
 
 class _Artifact:

@@ -100,5 +100,6 @@ def test_configs_hold_only_fields_and_validators(path: Path) -> None:
     assert [
         ast.unparse(node)
         for node in functions
-        if isinstance(node, ast.Lambda) or (not node.name.startswith("_") and not any(ast.unparse(each).startswith(validators) for each in node.decorator_list))
+        if isinstance(node, ast.Lambda)
+        or not (node.name.startswith("_") or any(ast.unparse(each).startswith(validators) for each in node.decorator_list))
     ] == []

@@ -92,7 +92,8 @@ def curves(stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
 
 
 def _figures(name: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The two charts of one training, and its last values."""
+    """The two charts of one training, and its last values; steps that were not applied are left out."""
+    history = [row for row in history if "reason" not in row]
     points = {key: [(row["step"], row[key]) for row in history if key in row] for key in ("loss", "validation_loss", "learning_rate")}
     lines = [Line(points["loss"], "raw"), Line(points["validation_loss"], "main")]
     rate = [Line(points["learning_rate"], "main")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class TrainJob:
     device: str = "auto"  # auto, cpu or cuda
     cluster: ClusterConfig = field(default_factory=ClusterConfig)  # layout, budget, timeouts: nothing here decides the weights
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the weights; a checkpoint of another fingerprint is refused."""
         objective = self.train.objective

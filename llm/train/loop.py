@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from llm import artifact
 from llm.errors import DataError
@@ -53,8 +54,8 @@ def train(job: TrainJob) -> None:
 
 
 def watch(job: TrainJob, world: World) -> Watchdog:
-    """The watch over this worker; one that works alone waits for nobody, and may share its process with a flow."""
-    return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if world.size > 1 else math.inf)
+    """The watch over this worker; none over one without a process group, which may be a flow's or a notebook's own process."""
+    return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf)
 
 
 class Attempt:
@@ -103,10 +104,9 @@ class Attempt:
         Raises: DivergenceError before anything is applied, on every worker alike.
         """
         config, state = self.job.train, self.state
-        torch.manual_seed(int(np.random.SeedSequence((self.job.seed, step, self.world.rank)).generate_state(1, np.uint64)[0]))
         first, count = schedule.first_place(config, step) + state.guard.skipped_rows, schedule.rows(config, step)
         (losses, targets), self.micro_batch_size = within_memory(
-            lambda size: self.gradient(first, count, size), self.micro_batch_size, self.job.work, self.world
+            lambda size: self.gradient(step, first, count, size), self.micro_batch_size, self.job.work, self.world
         )
         with self.log.phase("update"):
             state.loss_scale.unscale(state.parameters())
@@ -122,13 +122,14 @@ class Attempt:
         alerts = {"alerts": list(verdict.alerts)} if verdict.alerts else {}
         return losses | {"step": step, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets} | alerts, verdict.action
 
-    def gradient(self, first: int, count: int, size: int) -> tuple[dict[str, float], int]:
+    def gradient(self, step: int, first: int, count: int, size: int) -> tuple[dict[str, float], int]:
         """Gradient of the mean loss over every counted target of these places' rows, `size` at once; its terms, and the targets' number.
 
         Exact per token: sums of nats are divided by counts over all workers and micro-batches, so neither changes
         the gradient.
         """
         state = self.state
+        torch.manual_seed(int(np.random.SeedSequence((self.job.seed, step, self.world.rank)).generate_state(1, np.uint64)[0]))
         with self.log.phase("data"):
             batches = self.stream.training(first, count, size)
         state.model.zero_grad()
