@@ -17,6 +17,7 @@ from llm.artifact import Store
 from llm.errors import ArtifactError, TrainyardError
 from llm.recipe import load, parse_override
 from llm.run import home
+from llm.stages import nodes
 
 Flow = Literal["prepare", "pretrain", "finetune", "lifecycle"]
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="override a setting, as train.steps=500; may be repeated")]
@@ -49,7 +50,9 @@ def run(flow: Flow, *, recipe: str = "tiny", set: Set = None) -> None:
 
     overrides, store = _overrides(set), Store(home())
     store.sweep()
-    check(load(recipe, overrides), store)
+    loaded = load(recipe, overrides)
+    nodes(flow, loaded.model.architecture)
+    check(loaded, store)
     join_ray(store)
     with prefect_api(store):
         function = getattr(importlib.import_module(f"flows.{flow}"), flow)
@@ -65,6 +68,8 @@ def _say_errors_once() -> None:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    if trained := summary["stages"].get("base", {}).get("pretrain"):
+        console.print(f"base: {trained['path']}")
     for group, scores in summary["metrics"].items():
         baseline = summary["baseline"]["kneser_ney_bits_per_byte"]
         console.print(f"{group}: {scores['bits_per_byte']:.3f} bits per byte on test text (Kneser–Ney bigram {baseline:.3f})")

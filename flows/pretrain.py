@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from flows.prepare import prepare_data
 from flows.session import session
 from llm.run import Run
+from llm.stages import RELEASED, SCORED
 from tasks.evaluate import evaluate
 from tasks.policy import execute
 from tasks.release import export, promote
@@ -32,8 +33,13 @@ def base_model(run: Run) -> None:
 
 
 def release(run: Run, group: str) -> None:
-    """Score a trained model, export it and put it before the registry."""
-    execute(run, evaluate, group)
-    scores(run, group)
-    execute(run, export, group)
-    execute(run, promote, group)
+    """Score a trained model, export it and put it before the registry: as much of that as its architecture has."""
+    architecture = run.recipe.model.architecture
+    if architecture not in RELEASED:
+        get_run_logger().warning("%s has no export yet: this run ends without a model in the registry", architecture)
+    if architecture in SCORED:
+        execute(run, evaluate, group)
+        scores(run, group)
+    if architecture in RELEASED:
+        execute(run, export, group)
+        execute(run, promote, group)

@@ -14,6 +14,7 @@ from llm.artifact import Store, named_errors
 from llm.plan.check import check
 from llm.recipe import load
 from llm.run import Run, home, open_run
+from llm.stages import nodes
 from tasks.report import links, write_report
 
 
@@ -27,6 +28,7 @@ def session(flow: str, recipe: str, overrides: dict[str, Any] | None) -> Iterato
     store = Store(home())
     ledger = Ledger(store)
     reconcile(ledger)
+    nodes(flow, loaded.model.architecture)
     check(loaded, store)
     run = open_run(loaded, store, flow)
     with ledger.registered("run", folder=str(run.folder), flow_run=str(flow_run.get_id() or "")):

@@ -16,6 +16,7 @@ from typing import Any
 from llm import observe
 from llm.artifact import Ref, Store, sha256_of
 from llm.code import code_digests
+from llm.errors import RecipeError
 from llm.recipe import Recipe
 
 Observer = Callable[[Recipe, Store, str, Mapping[str, Ref]], dict[str, Any]]
@@ -79,6 +80,24 @@ FLOWS = {
     "finetune": tuple(node for node in GRAPH if node not in ("base.evaluate", "base.export", "base.promote")),
     "lifecycle": tuple(GRAPH),
 }
+
+
+RELEASED = ("decoder",)  # what export knows, and so what a registry serves
+SCORED = ("decoder", "gpt2", "moe")  # what writes text, and so has bits per byte
+
+
+def nodes(flow: str, architecture: str) -> tuple[str, ...]:
+    """The places that a flow passes through for an architecture.
+
+    Raises: RecipeError if the flow needs more of it than there is.
+    """
+    if architecture in RELEASED:
+        return FLOWS[flow]
+    if any(node.startswith("tuned.") for node in FLOWS[flow]):
+        remedy = "run the flow pretrain, or set model.architecture to decoder"
+        raise RecipeError(f"the flow {flow} needs an architecture that is exported", value=architecture, remedy=remedy)
+    left_out = {"base.export", "base.promote"} | (set() if architecture in SCORED else {"base.evaluate"})
+    return tuple(node for node in FLOWS[flow] if node not in left_out)
 
 
 @dataclass(frozen=True)
