@@ -61,6 +61,7 @@ def predicted(recipe: Recipe, train: TrainConfig, here: Machine) -> memory.Memor
         layout=layout,
         replicas=recipe.cluster.workers // layout.model_workers,
         copies_state=recipe.cluster.async_checkpoints,
+        heap_share=memory.HEAP_SHARE if here.device == "cpu" else 0.0,
     )
     return memory.predict(recipe.model, recipe.tokenize.vocab_size, recipe.tokenize.row_tokens, train, worker)
 

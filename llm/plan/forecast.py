@@ -82,6 +82,8 @@ def _memory(needed: Memory, have: str = "") -> Lines:
         "checkpoint copy": needed.checkpoint_bytes,
         "libraries": needed.process_bytes,
     }
+    if needed.heap_share:
+        parts["allocator"] = int((needed.peak_bytes - needed.process_bytes) * needed.heap_share / (1 + needed.heap_share))
     listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
     moment = "turn from forward to backward" if needed.peak_moment == "backward" else "optimizer's update"
     return [("memory", f"{_size(needed.peak_bytes)}{have} per worker at most, at the {moment}"), ("", listed)]
