@@ -32,6 +32,7 @@ import llm
 from llm.artifact import sha256_file, sha256_of
 from llm.cluster.connect import own_signal_handlers
 from llm.errors import ArtifactError, CapacityError, DependencyError, RecipeError, StoppedError, TrainyardError
+from llm.train.allocator import keep_freed_memory
 from llm.train.config import ClusterConfig
 from llm.train.job import TrainJob
 from llm.train.loop import train
@@ -91,6 +92,7 @@ def work(config: dict[str, Any]) -> None:
     check_folder(job.work, config["mark"])
     check_code(config["code"])
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()
     try:
         train(job)
     except StoppedError as stop:
@@ -179,11 +181,11 @@ def code_digest() -> str:
 
 
 class OurErrorsAreFinal(UserCallback):
-    """Ends the run when a worker raised a TrainyardError: a new attempt would only raise it again."""
+    """Ends the run when a worker raised a TrainyardError that time can't heal: a new attempt would only raise it again."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
-            if isinstance(error, TrainyardError):
+            if isinstance(error, TrainyardError) and not error.transient:
                 raise error
 
 

@@ -13,7 +13,9 @@ from llm.model import sizes
 from llm.plan import machine, memory
 from llm.plan.machine import Machine
 from llm.recipe import Recipe
+from llm.stages import RELEASED
 from llm.train.config import TrainConfig
+from llm.train.parallel import check as layout_check
 
 FREE_DISK_BYTES = 200_000_000  # kept free for logs, databases and the system
 TEXT_COPIES = 5  # raw, clean, deduplicated, token rows, the one being written
@@ -33,6 +35,7 @@ def check(recipe: Recipe, store: Store) -> None:
         probe = store.root / ".writable"
         probe.touch()
         probe.unlink()
+    _check_layout(recipe)
     text_bytes = available_text_bytes(recipe)
     _check_text(recipe, text_bytes)
     _check_memory(recipe)
@@ -64,6 +67,13 @@ def predicted(recipe: Recipe, train: TrainConfig, here: Machine) -> memory.Memor
         heap_share=memory.HEAP_SHARE if here.device == "cpu" else 0.0,
     )
     return memory.predict(recipe.model, recipe.tokenize.vocab_size, recipe.tokenize.row_tokens, train, worker)
+
+
+def _check_layout(recipe: Recipe) -> None:
+    cluster, row_tokens = recipe.cluster, recipe.tokenize.row_tokens
+    trains = [recipe.train] + ([recipe.finetune.train] if recipe.model.architecture in RELEASED else [])
+    for train in trains:
+        layout_check.check(cluster.layout, recipe.model, train, row_tokens, cluster.workers)
 
 
 def _check_memory(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from llm.artifact import Artifact, Store
 from llm.recipe import Recipe
 from llm.run import Run
-from llm.stages import FLOWS, GRAPH, differences
+from llm.stages import GRAPH, differences, nodes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def plan(recipe: Recipe, store: Store, flow: str) -> list[Step]:
     """What each stage of a flow would do now. Computes nothing; an artifact that doesn't verify is set aside."""
     run = Run("plan", recipe, store, flow)
     steps: list[Step] = []
-    for node in FLOWS[flow]:
+    for node in nodes(flow, recipe.model.architecture):
         missing = [parent for parent in GRAPH[node].parents.values() if parent not in run.done]
         earlier = latest(store, node)
         seconds = earlier.manifest["wall_seconds"] if earlier else None

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
 from llm import artifact
@@ -43,6 +43,7 @@ from llm.train.parallel.world import World
 SCHEMA = 1
 HISTORY = "history.jsonl"
 PROGRESS = "progress.json"
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # stages of a pipeline have different parameter groups
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Checkpoints:
         state = _state(model, optimizers, average)
         with _no_advice():
             state_dict_loader.load(state, checkpoint_id=path, no_dist=self.world.size == 1)
-        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=FLAT)
         return json.loads((path / PROGRESS).read_text(encoding="utf-8")) | {"history": read_history(path / HISTORY)}
 
     def latest(self) -> Path | None:
@@ -205,7 +206,7 @@ class Checkpoints:
 
 def _state(model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None) -> dict[str, Any]:
     """The tensors of a training, under names that no number of workers changes; loading fills them in place."""
-    weights, moments = get_state_dict(model, optimizers)
+    weights, moments = get_state_dict(model, optimizers, options=FLAT)
     return {"model": weights, "optimizer": moments} | ({"average": dict(average)} if average else {})
 
 

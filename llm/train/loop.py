@@ -139,7 +139,7 @@ class Attempt:
         means = {term: weight / max(1, counts[term]) for term, weight in state.learner.weights.items()}
         scales = {term: mean * state.loss_scale.scale for term, mean in means.items()}
         with self.log.phase("gradient"):
-            sums = self.totals([state.replica.accumulate(batches, scales)])
+            sums = self.totals([state.replica.accumulate(batches, scales, self.log.mark)])
         return {term: sums[term] / max(1, counts[term]) for term in sums}, int(counts["loss"])
 
     def totals(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

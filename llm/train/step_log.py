@@ -30,6 +30,10 @@ class StepLog:
         """Count what happens inside towards a phase of the step."""
         return self.meter.phase(name)
 
+    def mark(self) -> None:
+        """A micro-batch begins or ends: the last one of a step also exchanges gradients, which is how long that takes."""
+        self.meter.mark()
+
     def begin(self, step: int) -> None:
         """A step begins."""
         self.trace.before(step)

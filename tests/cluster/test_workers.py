@@ -19,7 +19,7 @@ from llm.cluster.workers import check_code, check_folder, run
 from llm.errors import ArtifactError, DependencyError, DivergenceError
 from llm.model.config import DecoderConfig
 from llm.train.config import ClusterConfig, TrainConfig
-from llm.train.loop import TrainJob
+from llm.train.job import TrainJob
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -14,7 +14,6 @@ import yaml
 from safetensors import safe_open
 
 from llm.artifact import named_errors
-from llm.artifact import named_errors
 from llm.errors import ArtifactError, RecipeError
 from llm.export import huggingface
 from llm.model.config import MoeConfig, RopeScaling
@@ -125,13 +124,6 @@ def test_weights_of_another_size_are_refused(exported: Any, tmp_path: Path) -> N
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="weights don't fit"):
         huggingface.read(folder)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_full_disk_is_named(exported: Any, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
-        huggingface.write(exported.model, exported.tokenized / "tokenizer.model", tmp_path, card={"name": "x"})
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -45,14 +45,23 @@ class Replica:
                 self.accumulate([batch], dict.fromkeys(self.learner.weights, 1.0))
                 self.module.zero_grad()
 
-    def accumulate(self, batches: Sequence[Batch], scales: Mapping[str, float]) -> dict[str, float]:
-        """Leave the gradient of Σ over terms of scale · sum in the parameters; the sums that this worker and its partners made, by term."""
+    def accumulate(
+        self, batches: Sequence[Batch], scales: Mapping[str, float], mark: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Leave the gradient of Σ over terms of scale · sum in the parameters; the sums that this worker and its partners made, by term.
+
+        `mark` is called before the first micro-batch and after each, where they come one after another.
+        """
         shares = self.level(batches)
         with self.attention():
             if isinstance(self.module, Stage):
                 results = self.through_stages(self.module, shares, scales)
             else:
-                results = [self.both_ways(share, scales, last=share is shares[-1]) for share in shares]
+                mark()
+                results = []
+                for share in shares:
+                    results.append(self.both_ways(share, scales, last=share is shares[-1]))
+                    mark()
         return self.totals(results, shares)
 
     def both_ways(self, share: Share, scales: Mapping[str, float], *, last: bool) -> Sums:

@@ -1,0 +1,229 @@
+"""R2: tokens and time to the loss that nanoGPT's recipe reaches, on characters and on 20 MB of text.
+
+Both sides see the same ids, train a model of the same width and depth at the same rows per step, tune their learning
+rate on a grid of as many points with the first seed, and are scored on every row of the same validation split. nanoGPT
+trains its whole budget; we train at most half of it, and what counts is where our validation loss first is as low.
+
+    python tests/benchmarks/R2_time_to_loss.py characters     one case alone
+
+nanoGPT has no package: $TRAINYARD_NANOGPT names a checkout of github.com/karpathy/nanoGPT, else it is cloned.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+PEER = HERE / "peers" / "nanogpt_loss.py"
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison; `steps` are nanoGPT's."""
+
+    name: str
+    row_tokens: int
+    rows_per_step: int
+    width: int
+    layers: int
+    heads: int
+    ffn_width: int
+    steps: int
+    warmup: int
+    beta2: float
+    peer_rates: tuple[float, ...]
+    rates: tuple[tuple[float, float], ...]  # Muon's, AdamW's
+
+
+CASES = (
+    # sizes and steps of nanoGPT's README for a laptop
+    Case("characters", 64, 12, 128, 4, 4, 344, 2000, 100, 0.99, (1e-3, 2e-3, 4e-3), ((0.01, 0.01), (0.02, 0.02), (0.04, 0.02))),
+    # 4 M parameters over 4,096 ids, 20 MB of text
+    Case("20 MB", 256, 32, 224, 5, 7, 600, 400, 40, 0.95, (1e-3, 2e-3, 4e-3), ((0.01, 0.01), (0.02, 0.02), (0.04, 0.02))),
+)
+
+
+def measure(only: str = "") -> Iterator[dict[str, Any]]:
+    """A row each for tokens and time, by case."""
+    for case in CASES:
+        if only in ("", case.name):
+            with tempfile.TemporaryDirectory() as folder:
+                yield from compare(case, Path(folder))
+
+
+def compare(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
+    bytes_per_token = prepare(case, folder)
+    peer_rate = min(case.peer_rates, key=lambda rate: last(peer(case, folder, rate, SEEDS[0])))
+    our_rates = min(case.rates, key=lambda rates: last(ours(case, folder, rates, SEEDS[0])))
+    peers, own = [], []
+    for seed in SEEDS:  # A B B A, so that a slow machine slows both
+        for side in ("peer", "ours") if seed % 2 else ("ours", "peer"):
+            if side == "peer":
+                peers.append(peer(case, folder, peer_rate, seed))
+            else:
+                own.append(ours(case, folder, our_rates, seed))
+    goal_loss = statistics.mean(last(curve) for curve in peers)
+    budget = case.steps * case.rows_per_step * case.row_tokens
+    reached = [first_at(curve, goal_loss) for curve in own]
+    tokens, seconds = (statistics.median(point[name] for point in reached) for name in ("tokens", "seconds"))
+    peer_seconds = statistics.median(curve[-1]["seconds"] for curve in peers)
+    facts = {
+        "peer": "nanoGPT",
+        "equal": True,  # the same rows score both sides
+        "peer_rate": peer_rate,
+        "our_rates": our_rates,
+        "peer_bits_per_byte": [last(curve) / math.log(2) / bytes_per_token for curve in peers],
+        "our_bits_per_byte": [last(curve) / math.log(2) / bytes_per_token for curve in own],
+    }
+    yield row(f"tokens to nanoGPT's loss, {case.name}", tokens, budget, "tokens", "≤ 0.5", 0.5) | facts
+    yield row(f"time to nanoGPT's loss, {case.name}", seconds, peer_seconds, "s", "≤ 0.4", 0.4) | facts
+
+
+def row(metric: str, own: float, peer_value: float, unit: str, goal: str, limit: float) -> dict[str, Any]:
+    ratio = own / peer_value
+    return {
+        "id": "R2",
+        "metric": metric,
+        "ours": own,
+        "peer_value": peer_value,
+        "unit": unit,
+        "ratio": ratio,
+        "goal": goal,
+        "met": ratio <= limit,
+    }
+
+
+def last(curve: list[dict[str, float]]) -> float:
+    return curve[-1]["validation_loss"]
+
+
+def first_at(curve: list[dict[str, float]], loss: float) -> dict[str, float]:
+    """The first point as low as `loss`; infinite if there is none."""
+    return next((point for point in curve if point["validation_loss"] <= loss), {"tokens": math.inf, "seconds": math.inf})
+
+
+def prepare(case: Case, folder: Path) -> float:
+    """Rows of the case's text in `folder`; bytes per token of its validation part."""
+    import pydoc_data.topics
+
+    if case.name == "characters":  # the language reference in every Python: prose, as long as half of Shakespeare
+        text = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+        text = "".join(letter for letter in text if letter.isascii())
+        letters = sorted(set(text))
+        ids = {letter: number for number, letter in enumerate(letters, start=3)}
+        border = int(len(text) * 0.9)
+        parts = {"train": [ids[letter] for letter in text[:border]], "validation": [ids[letter] for letter in text[border:]]}
+        write(folder, parts, case.row_tokens, len(letters) + 3)
+        return 1.0
+    from llm.data.config import TokenizeConfig
+    from llm.data.tokenizer import Tokenizer, train
+
+    files = sorted(Path(os.__file__).parent.rglob("*.py"))
+    texts = [file.read_bytes().decode("utf-8", "ignore") for file in files][:: max(1, len(files) // 6000)]
+    kept, size = [], 0
+    for text in texts:
+        if size < 20_000_000 and text.strip():
+            kept.append(text)
+            size += len(text.encode())
+    (folder / "tokenizer.model").write_bytes(train(iter(kept[::4]), TokenizeConfig(vocab_size=4096, row_tokens=case.row_tokens)))
+    tokenizer = Tokenizer.load(folder)
+    documents = [tokenizer.document_ids(text) for text in kept]
+    held_out = set(range(0, len(documents), 50))
+    parts = {
+        "train": [token for number, ids in enumerate(documents) if number not in held_out for token in ids],
+        "validation": [token for number in sorted(held_out) for token in documents[number]][: 256 * case.row_tokens + 1],
+    }
+    write(folder, parts, case.row_tokens, 4096)
+    whole = sum(len(documents[number]) for number in held_out)
+    return sum(len(kept[number].encode()) for number in held_out) / whole
+
+
+def write(folder: Path, parts: dict[str, list[int]], row_tokens: int, vocab_size: int) -> None:
+    for split, ids in parts.items():
+        np.array(ids, dtype="<u2").tofile(folder / f"{split}.tokens")
+    splits = {split: {"rows": (len(ids) - 1) // row_tokens} for split, ids in parts.items()}
+    facts = {"dtype": "<u2", "row_tokens": row_tokens, "vocab_size": vocab_size, "splits": splits}
+    (folder / "rows.json").write_text(json.dumps(facts))
+
+
+def ours(case: Case, folder: Path, rates: tuple[float, float], seed: int) -> list[dict[str, float]]:
+    """Our validation curve over half of nanoGPT's budget, from a process of its own."""
+    return curve_of([sys.executable, __file__, "--ours", json.dumps(asdict(case)), str(folder), json.dumps(rates), str(seed)])
+
+
+def peer(case: Case, folder: Path, rate: float, seed: int) -> list[dict[str, float]]:
+    """nanoGPT's validation at its end, from a process of its own."""
+    return curve_of([sys.executable, str(PEER), json.dumps(asdict(case)), str(folder), str(rate), str(seed)])
+
+
+def curve_of(command: list[str]) -> list[dict[str, float]]:
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    curve: list[dict[str, float]] = json.loads(answer.stdout.splitlines()[-1])
+    print(command[1].rsplit("/", 1)[-1], command[-2:], curve[-1], file=sys.stderr, flush=True)
+    return curve
+
+
+def train_ours(case: Case, folder: Path, rates: tuple[float, float], seed: int) -> list[dict[str, float]]:
+    """Train with the loop itself, and read the curve that it writes. The clock leaves validation out, on both sides."""
+    import torch
+
+    from llm.model.config import DecoderConfig
+    from llm.train.config import ClusterConfig, TrainConfig
+    from llm.train.job import TrainJob
+    from llm.train.loop import train
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = DecoderConfig(
+        width=case.width,
+        num_layers=case.layers,
+        num_heads=case.heads,
+        num_kv_heads=case.heads,
+        ffn_width=case.ffn_width,
+        max_positions=case.row_tokens,
+    )
+    steps = case.steps // 2
+    settings = {
+        "steps": steps,
+        "global_batch_size": case.rows_per_step,
+        "micro_batch_size": case.rows_per_step,
+        "optimizer": {"kind": "muon", "muon_learning_rate": rates[0], "adamw_learning_rate": rates[1]},
+        "schedule": {"kind": "wsd", "warmup_steps": 10, "decay_steps": steps // 2, "floor_share": 0.0},
+        "validate_every_steps": max(1, steps // 25),
+        "validation_rows": 10**6,
+        "checkpoint_every_steps": steps,
+    }
+    with tempfile.TemporaryDirectory() as work:
+        job = TrainJob(folder, model, TrainConfig.model_validate(settings), seed, Path(work), cluster=ClusterConfig(in_process=True))
+        train(job)
+        lines = (Path(work) / "metrics.jsonl").read_text().splitlines()
+    curve, seconds = [], 0.0
+    for record in map(json.loads, lines):
+        seconds += record["step_seconds"]
+        if "validation_loss" in record:
+            curve.append({"tokens": record["tokens"], "seconds": seconds, "validation_loss": record["validation_loss"]})
+    return curve
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--ours"]:
+        _, _, case, folder, rates, seed = sys.argv
+        print(json.dumps(train_ours(Case(**json.loads(case)), Path(folder), tuple(json.loads(rates)), int(seed))))
+    else:
+        began = time.monotonic()
+        for found in measure(*sys.argv[1:2]):
+            print(json.dumps(found, indent=1))
+        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)

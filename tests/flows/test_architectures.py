@@ -1,0 +1,42 @@
+"""A recipe of another architecture goes through the same flow, as far as there is an export for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Yard
+
+ENCODER = 'model={"architecture":"encoder","width":32,"num_layers":2,"num_heads":4,"ffn_width":64,"max_positions":128}'
+MASKED = 'train.objective={"kind":"masked"}'
+
+
+def test_an_encoder_is_trained_and_kept(finished: Yard, tmp_path: Path) -> None:
+    yard = finished.elsewhere(tmp_path / "store")
+    yard.run("pretrain", ENCODER, MASKED, "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
+    assert list(yard.states) == ["data.collect", "data.clean", "data.dedup", "data.tokenize", "base.pretrain"]
+    trained = Path(yard.summary["stages"]["base"]["pretrain"]["path"])
+    records = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
+    assert len(records) == 10
+    assert records[-1]["validation_loss"] < records[0]["loss"]
+    assert json.loads((trained / "config.json").read_text())["model"]["architecture"] == "encoder"
+
+
+@pytest.mark.parametrize(
+    ("flow", "settings", "told"),
+    [
+        ("lifecycle", (ENCODER, MASKED), "the flow lifecycle needs an architecture that is exported: encoder"),
+        ("pretrain", (ENCODER,), "encoder can't learn by next_token; set train.objective.kind to one of masked"),
+        ("pretrain", (ENCODER, MASKED, "cluster.layout.tensor=2"), "cuts the matrices of a decoder or gpt2 only: encoder"),
+        ("pretrain", ("cluster.layout.tensor=4", "cluster.workers=4"), "layout.tensor 4 does not divide model.num_kv_heads: 2"),
+        ("pretrain", ("cluster.layout.shard=3",), "set cluster.workers to a multiple of 3"),
+        ("pretrain", ("cluster.use_gpu=true", "cluster.workers=4"), "GPU"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything_starts(finished: Yard, flow: str, settings: tuple[str, ...], told: str) -> None:
+    answer = finished.run(flow, *settings, check=False)
+    assert answer.returncode == 1
+    (line,) = answer.stderr.strip().splitlines()
+    assert told in line
