@@ -79,6 +79,7 @@ FLOWS = {
     "pretrain": tuple(node for node in GRAPH if not node.startswith("tuned.")),
     "finetune": tuple(node for node in GRAPH if node not in ("base.evaluate", "base.export", "base.promote")),
     "lifecycle": tuple(GRAPH),
+    "sweep": (*(node for node in GRAPH if node.startswith("data.")), "base.pretrain"),
 }
 
 

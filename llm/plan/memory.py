@@ -13,7 +13,7 @@ from llm.train.config import TrainConfig
 from llm.train.parallel.config import LayoutConfig
 
 PROCESS_BYTES = {"cpu": 375_000_000, "cuda": 600_000_000}  # torch and its libraries in memory; on a GPU its context and workspaces
-HEAP_SHARE = 0.2  # measured on a CPU with glibc's malloc as it is; none where freed blocks go back to the system at once
+HEAP_SHARE = 0.2  # of the transient peak: fitted to three trainings on a CPU with glibc's malloc as it is, see infra/DECISIONS.md 28
 CHUNK_LOGITS = 2**26  # of llm/train/objective/cross_entropy.py, which can't be imported without torch
 OPTIMIZER_BYTES = {("adamw", 32): 8.0, ("adamw", 8): 2.1, ("adam", 32): 8.0, ("adam", 8): 2.1}  # per number; 8 bits carry a scale per block
 MUON_BYTES = 4.0  # one momentum
