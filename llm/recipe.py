@@ -19,7 +19,7 @@ from llm.evaluate.config import EvaluateConfig, PromoteConfig
 from llm.export.config import ExportConfig
 from llm.model.config import ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
-from llm.train.objective.config import ObjectiveConfig
+from llm.train.objective.lengths import longest
 from llm.train.schedule import check_rows
 
 DECODERS = ("decoder", "gpt2", "moe")
@@ -38,6 +38,12 @@ class FinetuneConfig(Section):
 
     chat: ChatConfig
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _starts_from_the_base(self) -> FinetuneConfig:
+        if self.train.initial:
+            raise ValueError("fine-tuning starts from the base model; set train.initial, not finetune.train.initial")
+        return self
 
 
 class Recipe(Section):
@@ -66,7 +72,7 @@ class Recipe(Section):
             )
         for section, train in (("train", self.train), ("finetune.train", self.finetune.train)):
             if section == "train" or self.model.architecture in DECODERS:
-                _check_objective(self.model, train.objective, section)
+                _check_objective(self.model, train, section, self.tokenize)
             check_rows(train, self.cluster.layout.readers(self.cluster.workers), section)
         return self
 
@@ -80,9 +86,9 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _check_objective(model: ModelConfig, objective: ObjectiveConfig, section: str) -> None:
-    """Raises: ValueError if the architecture can't learn by the objective."""
-    architecture = model.architecture
+def _check_objective(model: ModelConfig, train: TrainConfig, section: str, tokenize: TokenizeConfig) -> None:
+    """Raises: ValueError if the architecture can't learn by the objective, or not from such rows."""
+    architecture, objective = model.architecture, train.objective
     kinds = [part.objective.kind for part in objective.parts] if objective.kind == "mixture" else [objective.kind]
     for kind in kinds:
         if architecture not in LEARNERS[kind]:
@@ -90,6 +96,16 @@ def _check_objective(model: ModelConfig, objective: ObjectiveConfig, section: st
             raise ValueError(f"{architecture} can't learn by {kind}; set {section}.objective.kind to one of {fitting}")
     if objective.kind == "masked" and model.architecture == "encoder" and model.next_sentence != objective.next_sentence:
         raise ValueError(f"model.next_sentence is {model.next_sentence}; set {section}.objective.next_sentence to the same")
+    if objective.kind == "masked" and objective.next_sentence and model.architecture == "encoder" and model.num_segments < 2:
+        raise ValueError("next_sentence tells two segments apart; set model.num_segments to 2")
+    if objective.kind in ("masked", "replaced") and (objective.mask_id or 0) >= tokenize.vocab_size:
+        raise ValueError(
+            f"mask_id {objective.mask_id} is outside the vocabulary; set {section}.objective.mask_id below {tokenize.vocab_size}"
+        )
+    if architecture in DECODERS and (needed := longest(objective, tokenize.row_tokens)) > model.max_positions:
+        raise ValueError(f"rows with spans take {needed} of {model.max_positions} positions; set model.max_positions to {needed}")
+    if train.document_mask and "spans" in kinds:
+        raise ValueError(f"spans are read across the documents of a row; set {section}.document_mask to false")
 
 
 def load(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -83,6 +83,7 @@ FLOWS = {
 }
 
 
+RETENTION = {"keep_checkpoints", "keep_every_steps", "keep_best"}  # settings of training that change nothing in its result
 RELEASED = ("decoder",)  # what export knows, and so what a registry serves
 SCORED = ("decoder", "gpt2", "moe")  # what writes text, and so has bits per byte
 
@@ -120,9 +121,10 @@ def job(recipe: Recipe, store: Store, run_folder: Path, node: str, parents: Mapp
     name = GRAPH[node].stage
     stage = STAGES[name]
     settings = recipe.model_dump(mode="json")
+    keyed = recipe.model_dump(mode="json", exclude={"train": RETENTION, "finetune": {"train": RETENTION}})
     ingredients = {
         "code": code_digests(*stage.code),
-        "config": {path: _setting(settings, path) for path in stage.reads},
+        "config": {path: _setting(keyed, path) for path in stage.reads},
         "parents": {role: parent.digest for role, parent in parents.items()},
         "packages": {package: importlib.metadata.version(package) for package in stage.packages},
         "observed": stage.observes(recipe, store, node, parents) if stage.observes else {},

@@ -20,7 +20,7 @@ from tasks.progress import followed
 
 @task(**policy("pretrain"))
 def pretrain(job: Job) -> dict[str, str]:
-    """Train a decoder from random weights on the tokenized rows."""
+    """Train the recipe's model on the tokenized rows, from random weights or from those that it names."""
     recipe, rows = Recipe.model_validate(job.recipe), refs(job.parents)["tokenized"]
     return produce(job, lambda out: _train(job, recipe, recipe.train, rows, out))
 

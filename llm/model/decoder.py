@@ -143,14 +143,19 @@ class Attention(nn.Module):
         value_BKSC = self._heads(self.value(x_BTD))
         if past is not None:
             key_BKSC, value_BKSC = torch.cat((past[0], key_BKSC), dim=2), torch.cat((past[1], value_BKSC), dim=2)
-        attended_BHTC = F.scaled_dot_product_attention(
-            query_BHTC, key_BKSC, value_BKSC, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        grouped = mask is None or not query_BHTC.is_cuda  # no fused kernel of a GPU takes both groups and a mask
+        keys, values = (key_BKSC, value_BKSC) if grouped else (repeated(part, query_BHTC.shape[1]) for part in (key_BKSC, value_BKSC))
+        attended_BHTC = F.scaled_dot_product_attention(query_BHTC, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return self.output(attended_BHTC.transpose(1, 2).flatten(2)), (key_BKSC, value_BKSC)
 
     def _heads(self, x: Tensor) -> Tensor:
         """B, heads, T, C. As many heads as there are: a tensor-parallel worker has its share of them."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def repeated(part_BKSC: Tensor, num_heads: int) -> Tensor:
+    """Keys or values once for each of the query heads that share them."""
+    return part_BKSC.repeat_interleave(num_heads // part_BKSC.shape[1], dim=1)
 
 
 class FeedForward(nn.Module):

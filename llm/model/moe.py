@@ -174,6 +174,12 @@ def experts_of(model: nn.Module) -> Iterator[Experts]:
     return (module for module in model.modules() if isinstance(module, Experts))
 
 
+def forget_loads(model: nn.Module) -> None:
+    """Before a step: drop what rehearsals, refused steps and passes cut short have counted."""
+    for experts in experts_of(model):
+        experts.load_E = None
+
+
 @torch.no_grad()
 def update_biases(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda load_E: load_E) -> None:
     """After a step: raise the selection bias of experts with less than the mean load and lower that of the others.

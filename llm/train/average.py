@@ -23,10 +23,10 @@ class Average:
         self.tensors: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after `step`; those after step 1 are the first average, so that initial ones leave no trace."""
+    def update(self, *, first: bool) -> None:
+        """Take in the weights after a step; those after the first applied one are the average, so that initial ones leave no trace."""
         for name, parameter in self.parameters.items():
-            self.tensors[name].lerp_(parameter, 1.0 if step == 1 else 1 - self.decay)
+            self.tensors[name].lerp_(parameter, 1.0 if first else 1 - self.decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -61,8 +61,8 @@ class RampConfig(Section):
 class GuardConfig(Section):
     """What is an unhealthy step, and how much of that a training survives.
 
-    A loss or gradient that isn't finite, or a gradient norm beyond `spike_deviations` robust deviations of the last
-    `window_steps`, is not applied.
+    A step whose loss or gradient isn't finite, or whose loss or gradient norm stands more than `spike_deviations` robust
+    deviations above those of the last `window_steps`, is not applied.
     """
 
     window_steps: int = Field(default=64, ge=8)
@@ -158,6 +158,7 @@ class ClusterConfig(Section):
     start_timeout_seconds: int = Field(default=120, ge=1, description="longest wait for a worker group")
     collective_timeout_seconds: int = Field(default=600, ge=1, description="longest wait of a worker for the others")
     step_timeout_seconds: float = Field(default=45.0, gt=0, description="longest step, or ten usual ones, of a worker that isn't hung")
+    write_timeout_seconds: float = Field(default=1800, gt=0, description="longest wait for a disk before a worker counts as hung")
     max_recoveries: int = Field(default=3, ge=0, description="lost workers that a training survives")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often Ray looks after its workers")
     async_checkpoints: bool = Field(default=True, description="write checkpoints while the next steps run")
@@ -188,6 +189,8 @@ class ClusterConfig(Section):
                 f"{layout.model_workers} workers for one copy of the model do not divide {self.workers} workers; "
                 f"set cluster.workers to a multiple of {layout.model_workers}"
             )
+        if self.min_workers is not None and layout.replicate is not None:
+            raise ValueError("a group that may shrink has no fixed number of copies; unset cluster.layout.replicate or cluster.min_workers")
         copies = self.workers // layout.model_workers
         if layout.replicate not in (None, copies):
             raise ValueError(f"{self.workers} workers hold {copies} copies of the model; set cluster.layout.replicate to {copies}")

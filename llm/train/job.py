@@ -14,7 +14,7 @@ from llm.data.hashing import weight_fingerprints
 from llm.data.rows import Rows
 from llm.errors import ArtifactError, DataError, RecipeError
 from llm.model import families, origin
-from llm.model.config import ModelConfig
+from llm.model.config import LlamaSizes, ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.objective.config import DistillationConfig
 from llm.train.parallel.check import check
@@ -29,6 +29,11 @@ HOW_IT_TRAINS = {
     "capacity_factor",
     "generator",
 }  # a public checkpoint may not say
+
+
+POSITIONS = {"max_positions", "rope_theta", "rope_scaling"}  # of rotary models, which may be stretched
+SELECTION_BIAS = "bias_E"  # of routers that are balanced by it
+NOT_DECISIVE = {"keep_checkpoints", "keep_every_steps", "keep_best", "initial"}  # which checkpoints stay; where weights lie
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,14 @@ class TrainJob:
         """sha256 of everything that decides the weights; a checkpoint of another fingerprint is refused."""
         objective = self.train.objective
         teacher = Path(objective.teacher) if isinstance(objective, DistillationConfig) else None
+        splits = ("train", "validation") if self.train.stop_after_validations else ("train",)
+        files = [self.rows / "rows.json", *(path for split in splits for path in self.rows.glob(f"{split}.*"))]
         return artifact.sha256_of(
             {
                 "model": self.model.model_dump(mode="json"),
-                "train": self.train.model_dump(mode="json"),
+                "train": self.train.model_dump(mode="json", exclude=NOT_DECISIVE),
                 "seed": self.seed,
-                "rows": {path.name: artifact.sha256_file(path) for path in (self.rows / "rows.json", *self.rows.glob("train.*"))},
+                "rows": {path.name: artifact.sha256_file(path) for path in files},
                 "initial": weight_fingerprints(self.initial) if self.initial else None,
                 "teacher": weight_fingerprints(teacher) if teacher else None,
             }
@@ -70,20 +77,30 @@ def initial_model(job: TrainJob, vocab_size: int) -> Any:
         torch.manual_seed(job.seed)
         return families.build(job.model, vocab_size)
     origin_model = origin.load(job.initial)
-    if sizes(origin_model.config) != sizes(job.model) or origin_model.vocab_size < vocab_size:
+    if origin_model.vocab_size < vocab_size:
+        raise ArtifactError(
+            "initial weights have fewer token ids than the rows",
+            value=f"{origin_model.vocab_size} instead of {vocab_size} in {job.initial}",
+            remedy="train with that model's tokenizer; a mask token that it has is train.objective.mask_id",
+        )
+    if sizes(origin_model.config) != sizes(job.model):
         raise ArtifactError(
             "initial weights have other sizes than the job",
             value=job.initial,
-            remedy="train from a model of this `model` section and tokenizer",
+            remedy="train from a model of this `model` section",
         )
     model = families.build(job.model, origin_model.vocab_size)
-    model.load_state_dict(origin_model.state_dict())
+    unmatched = model.load_state_dict(origin_model.state_dict(), strict=False)
+    strange = [name for name in (*unmatched.missing_keys, *unmatched.unexpected_keys) if not name.endswith(SELECTION_BIAS)]
+    if strange:
+        raise ArtifactError("initial weights have other tensors than the job", value=", ".join(strange[:3]), remedy="set `model` as theirs")
     return model
 
 
 def sizes(config: ModelConfig) -> dict[str, Any]:
     """What of a `model` section decides its tensors."""
-    return config.model_dump(exclude=HOW_IT_TRAINS)
+    rotary = POSITIONS if isinstance(config, LlamaSizes) else set()
+    return config.model_dump(exclude=HOW_IT_TRAINS | rotary)
 
 
 def check_sizes(job: TrainJob, world: World) -> None:

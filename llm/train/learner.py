@@ -33,6 +33,13 @@ class Learner(nn.Module):
         routed = dict.fromkeys(self.model.auxiliary_weights, batch.tokens) if self.routed else {}
         return {"z": batch.counted, **routed, **self.objective.counts(batch)}
 
+    def statistics(self) -> dict[str, float]:
+        """What the routers of the last pass did, over all layers: an expert's largest share, and nats of choice per token."""
+        if not self.routed:
+            return {}
+        found = self.model.router_statistics()
+        return {"router_largest_share": float(found["shares_LE"].max()), "router_entropy": float(found["entropy_L"].mean())}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """By term, its sum over the batch."""
         with precision.autocast(batch.targets_BT.device, self.dtype):

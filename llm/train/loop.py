@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from llm import artifact
 from llm.errors import DataError
-from llm.model.moe import update_biases
+from llm.model.moe import forget_loads, update_biases
 from llm.train import early_stopping, optimizer, result, schedule
 from llm.train.agreement import check_agreement
 from llm.train.checkpoint import sole_writer
@@ -55,7 +55,8 @@ def train(job: TrainJob) -> None:
 
 def watch(job: TrainJob, world: World) -> Watchdog:
     """The watch over this worker; none over one without a process group, which may be a flow's or a notebook's own process."""
-    return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf)
+    slow = dict.fromkeys(("write", "result"), job.cluster.write_timeout_seconds)
+    return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf, limits=slow)
 
 
 class Attempt:
@@ -94,7 +95,7 @@ class Attempt:
             self.state.history.append(record)
             self.log.end(record, self.state, self.stops)
             self.keep(step)
-        self.state.checkpoints.wait()
+        self.wait(config.steps)
         self.dog.begin("result", config.steps)
         result.write(self.state, self.layout, self.job.work, self.log.cost(self.state))
 
@@ -133,6 +134,7 @@ class Attempt:
         with self.log.phase("data"):
             batches = self.stream.training(first, count, size)
         state.model.zero_grad()
+        forget_loads(state.model)
         counts = self.totals([state.learner.counts(batch) for batch in batches])
         if not counts["loss"]:
             raise DataError("a batch has no target that counts", value=self.job.rows, remedy="set train.global_batch_size higher")
@@ -162,7 +164,7 @@ class Attempt:
             each.step()
         update_biases(state.model, lambda load_E: load_E.new_tensor(self.world.sum(load_E)[0]))
         if state.average:
-            state.average.update(step)
+            state.average.update(first=not any("learning_rate" in record for record in state.history))
         return share * optimizer.peak_learning_rate(config.optimizer)
 
     def validate(self) -> dict[str, float]:
@@ -171,15 +173,19 @@ class Attempt:
         counts = self.totals([self.state.learner.counts(batch) for batch in batches])
         with self.log.phase("validation"), self.state.averaged():
             sums = self.totals(self.state.replica.evaluate(batches))
-        return {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
+        scored = {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
+        return scored | self.state.learner.statistics()
 
     def go_back(self, step: int) -> None:
         """Continue from the newest checkpoint, and read on behind the rows of `step`, which the guard refused."""
         self.dog.begin("start", step)
-        guard = self.state.guard
+        guard, spent = self.state.guard, self.state.spent
+        self.wait(step)
+        self.state.checkpoints.discard(guard.state["unhealthy_since"])  # a stop may have made one that the guard distrusts
         self.close()
         del self.state  # makes room for the next one
         self.resume()
+        self.state.spent = spent
         place = schedule.first_place(self.job.train, len(self.state.history) + 1)
         self.state.guard = guard.rolled_back(self.state.guard.state, schedule.first_place(self.job.train, step + 1) - place)
 
@@ -194,12 +200,18 @@ class Attempt:
         if self.layout.sizes["dp_replicate"] > 1 and (saving or step % config.guard.hash_every_steps == 0):
             check_agreement(step, self.state.model, self.layout.group("dp_replicate"))
         if saving:
-            self.dog.begin("checkpoint", step)
             with self.log.phase("checkpoint"):
+                self.wait(step)
+                self.dog.begin("checkpoint", step)
                 self.state.save(step)
         if stop and step < config.steps:
-            self.state.checkpoints.wait()
+            self.wait(step)
             raise self.stops.error(step)
+
+    def wait(self, step: int) -> None:
+        """Let the checkpoint that is being written end: a slow disk isn't a hung worker."""
+        self.dog.begin("write", step)
+        self.state.checkpoints.wait()
 
     def close(self) -> None:
         """End what runs beside the steps."""

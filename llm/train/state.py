@@ -50,7 +50,7 @@ class State:
     def save(self, step: int) -> None:
         """Begin a checkpoint of the state after `step`."""
         progress = {"history": self.history, "guard": self.guard.state, "loss_scale": asdict(self.loss_scale), "spent": asdict(self.spent)}
-        self.checkpoints.save(step, self.model, self.optimizers, progress, self.tensors())
+        self.checkpoints.save(step, self.model, self.optimizers, progress, self.tensors(), healthy=self.guard.healthy)
 
     def tensors(self) -> Mapping[str, Tensor] | None:
         """The averaged weights by name, where there are any."""

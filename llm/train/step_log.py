@@ -23,6 +23,7 @@ class StepLog:
 
     def __init__(self, job: TrainJob, rows: Rows, world: World) -> None:
         self.job, self.rows, self.world, self.began = job, rows, world, time.monotonic()
+        self.ended = self.began
         self.meter = Meter(job.model, rows.vocab_size, rows.row_tokens, world, precision=job.train.precision)
         self.trace = Trace(job.cluster.profile_steps, job.work, world.rank)
 
@@ -37,13 +38,13 @@ class StepLog:
     def begin(self, step: int) -> None:
         """A step begins."""
         self.trace.before(step)
-        self.started = time.monotonic()
 
     def end(self, record: dict[str, Any], state: State, stops: StopRequests) -> None:
         """A step is over: write it down, add its cost up, and ask for a stop where that reaches the budget."""
         self.trace.after(record["step"])
         readings = self.meter.step(schedule.rows(self.job.train, record["step"]) * self.rows.row_tokens)
-        seconds = time.monotonic() - self.started
+        now = time.monotonic()
+        seconds, self.ended = now - self.ended, now  # from the end of the last step: start and checkpoints cost as well
         state.spent = state.spent.plus(seconds, readings["energy_kwh"])
         cluster, size = self.job.cluster, self.world.size
         gpus = size if self.world.device.type == "cuda" else 0

@@ -31,7 +31,7 @@ def test_it_is_the_average_that_torch_computes() -> None:
     found, expected = Average(model, decay=0.9), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for step in range(1, 8):
         disturb(model, step)
-        found.update(step)
+        found.update(first=step == 1)
         expected.update_parameters(model)
         for name, parameter in expected.module.named_parameters():
             assert torch.equal(found.tensors[name], parameter)
@@ -42,7 +42,7 @@ def test_the_model_has_it_inside_and_its_own_weights_after() -> None:
     average = Average(model, decay=0.5)
     for step in (1, 2):
         disturb(model, step)
-        average.update(step)
+        average.update(first=step == 1)
     own, averaged = ({name: tensor.clone() for name, tensor in each.items()} for each in (average.parameters, average.tensors))
     with average.applied():
         assert all(torch.equal(parameter, averaged[name]) for name, parameter in model.named_parameters())
@@ -58,7 +58,7 @@ def test_resumed_from_a_checkpoint_it_ends_with_the_same_bits(tmp_path: Path) ->
     average = Average(whole, decay=0.9)
     for step in range(1, 7):
         disturb(whole, step)
-        average.update(step)
+        average.update(first=step == 1)
         if step == 3:
             state_dict_saver.save({"model": whole.state_dict(), "average": average.tensors}, checkpoint_id=tmp_path, no_dist=True)
 
@@ -67,5 +67,5 @@ def test_resumed_from_a_checkpoint_it_ends_with_the_same_bits(tmp_path: Path) ->
     state_dict_loader.load({"model": resumed.state_dict(), "average": again.tensors}, checkpoint_id=tmp_path, no_dist=True)
     for step in range(4, 7):
         disturb(resumed, step)
-        again.update(step)
+        again.update(first=step == 1)
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in average.tensors.items())

@@ -46,7 +46,7 @@ def step(number: int, model: Moe, optimizers: list[Optimizer], average: Average)
         parameter.grad = gradient
     for each in optimizers:
         each.step()
-    average.update(number)
+    average.update(first=number == 1)
     model.zero_grad()
 
 

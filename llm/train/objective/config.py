@@ -72,6 +72,12 @@ class MixtureConfig(Section):
     kind: Literal["mixture"]
     parts: tuple[MixturePart, ...] = Field(min_length=2)
 
+    @model_validator(mode="after")
+    def _parts_have_one_term(self) -> MixtureConfig:
+        if any(isinstance(part.objective, MaskedConfig) and part.objective.next_sentence for part in self.parts):
+            raise ValueError("a mixture has one loss, without next_sentence; set next_sentence of its masked part to false")
+        return self
+
 
 ObjectiveConfig = Annotated[
     NextTokenConfig | MaskedConfig | SpansConfig | ReplacedConfig | DistillationConfig | MixtureConfig, Field(discriminator="kind")

@@ -16,6 +16,7 @@ from torch import Tensor
 from llm.data.rows import IGNORED, Rows
 from llm.errors import RecipeError
 from llm.train.batch import Batch
+from llm.train.objective import lengths
 from llm.train.objective.config import SpansConfig
 from llm.train.objective.draws import uniform
 from llm.train.objective.next_token import token_terms
@@ -35,8 +36,7 @@ class Spans:
 
     def __init__(self, config: SpansConfig, vocab_size: int, *, row_tokens: int, encoder_decoder: bool) -> None:
         self.config, self.encoder_decoder = config, encoder_decoder
-        self.noise_tokens = min(max(1, round(row_tokens * config.share)), row_tokens - 1)
-        self.spans = max(1, min(round(self.noise_tokens / config.mean_span_tokens), self.noise_tokens, row_tokens - self.noise_tokens))
+        self.noise_tokens, self.spans = lengths.spans(config, row_tokens)
         if self.spans > config.sentinels:
             raise RecipeError(
                 "a row has more missing spans than sentinels",
