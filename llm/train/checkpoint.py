@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import fcntl
+import itertools
 import json
 import math
 import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,22 @@ class Retention:
         """The rule of a `train` section."""
         return cls(train.keep_checkpoints, train.keep_every_steps, train.keep_best)
 
-    def stay(self, losses: Mapping[int, float | None]) -> set[int]:
+    def stay(self, losses: Mapping[int, float | None], unhealthy: Collection[int] = ()) -> set[int]:
         """Of checkpoints with these validation losses by step, the steps that stay; None is a step without validation.
 
+        An unhealthy one stays while it is the newest, so that a run which was stopped goes on where it was, and never
+        in the place of a healthy one: there a run returns to.
+
         Example:
-            >>> sorted(Retention(last=2, every_steps=40, best=True).stay({10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.1, 60: 2.2}))
+            >>> losses = {10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.1, 60: 2.2}
+            >>> sorted(Retention(last=2, every_steps=40, best=True).stay(losses, unhealthy={60}))
             [20, 40, 50, 60]
         """
-        stay = set(sorted(losses)[-self.last :])
+        healthy = sorted(losses.keys() - set(unhealthy))
+        stay = {*healthy[-self.last :], *sorted(losses)[-1:]}
         if self.every_steps:
-            stay |= {step for step in losses if step % self.every_steps == 0}
-        validated = [(loss, step) for step, loss in losses.items() if loss is not None]
+            stay |= {step for step in healthy if step % self.every_steps == 0}
+        validated = [(loss, step) for step in healthy if (loss := losses[step]) is not None]
         if self.best and validated:
             stay.add(min(validated)[1])
         return stay
@@ -94,11 +100,13 @@ class Checkpoints:
         optimizers: list[Optimizer],
         progress: dict[str, Any],
         average: Mapping[str, Tensor] | None = None,
+        *,
+        healthy: bool = True,
     ) -> None:
         """Begin to commit the state after `step`, and to drop what the retention lets go; without `background`, end it too.
 
         `progress` is what the loop goes on from besides tensors: JSON values by name, its "history" a list with a record
-        per step. `average` holds averaged weights by parameter name.
+        per step. `average` holds averaged weights by parameter name. One that isn't `healthy` is no place to go back to.
 
         Raises: ArtifactError if the disk is full or read-only, or what was written doesn't verify: of this save, or
         of the one before.
@@ -110,7 +118,7 @@ class Checkpoints:
         if self.background:
             state = dict(self.stager.stage(state))  # type: ignore[arg-type]  # a future only where staging is asynchronous
             progress = copy.deepcopy({**progress, "history": None}) | {"history": list(progress["history"])}
-        self.writing = self.writer.submit(self._write, step, temporary, state, progress)
+        self.writing = self.writer.submit(self._write, step, temporary, state, progress, healthy)
         if not self.background:
             self.wait()
 
@@ -141,34 +149,52 @@ class Checkpoints:
         temporary.mkdir(parents=True)
         return temporary
 
-    def _write(self, step: int, temporary: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
+    def _write(self, step: int, temporary: Path, state: dict[str, Any], progress: dict[str, Any], healthy: bool) -> None:
         """All shards, then on rank 0 the commit: the last collective of a save has told it that every shard is on disk."""
         with artifact.named_errors(self.folder):
             _write_shards(state, temporary, self.group)
             if self.world.rank == 0:
-                self._commit(step, temporary, progress)
+                self._commit(step, temporary, progress, healthy)
 
-    def _commit(self, step: int, temporary: Path, progress: dict[str, Any]) -> None:
+    def _commit(self, step: int, temporary: Path, progress: dict[str, Any], healthy: bool) -> None:
         write_history(temporary / HISTORY, progress["history"])
         (temporary / PROGRESS).write_text(json.dumps({**progress, "history": None}), encoding="utf-8")
         facts: dict[str, Any] = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
         final = self.folder / f"step-{step:08d}"
         loss = _finite(progress["history"][-1].get("validation_loss")) if progress["history"] else None
-        facts |= {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss}
+        facts |= {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss, "healthy": healthy}
         artifact.commit(temporary, final, facts | {"seal": _seal(facts)})
         artifact.verified_manifest(final)
         self._prune()
 
     def _prune(self) -> None:
-        """Drop what the retention lets go. A folder loses its name first: half of a checkpoint is never in sight."""
-        found = {int(path.name.removeprefix("step-")): path for path in self._found()}
-        stay = self.retention.stay({step: _validation_loss(path) for step, path in found.items()})
+        """Drop what the retention lets go."""
+        found = self._found()
+        manifests = {step: _manifest(path) for step, path in found.items()}
+        unhealthy = {step for step, manifest in manifests.items() if not manifest.get("healthy", True)}
+        stay = self.retention.stay({step: manifest.get("validation_loss") for step, manifest in manifests.items()}, unhealthy)
         for step in sorted(found.keys() - stay):
-            gone = self.folder / f".tmp-{found[step].name}-{uuid.uuid4().hex[:8]}"
-            failpoint("prune")
-            found[step].rename(gone)
-            failpoint("remove")
-            shutil.rmtree(gone)
+            self._remove(found[step])
+
+    def _remove_from(self, first: int) -> None:
+        """The newest goes first: what a kill leaves ends the same stretch of steps, and is discarded by the next attempt."""
+        for step, path in reversed(self._found().items()):
+            if step >= first:
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """A folder loses its name first: half of a checkpoint is never in sight."""
+        gone = self.folder / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
+        failpoint("prune")
+        path.rename(gone)
+        failpoint("remove")
+        shutil.rmtree(gone)
+
+    def discard(self, first: int) -> None:
+        """Drop every checkpoint of step `first` or later: a stop may have left one amid the steps that a run goes back from."""
+        self.wait()
+        with artifact.named_errors(self.folder):
+            self.world.first(lambda: self._remove_from(first))
 
     def restore(self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None) -> dict[str, Any] | None:
         """Put the newest checkpoint that verifies into model, optimizers and `average`; its progress, None for a fresh start.
@@ -187,7 +213,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest checkpoint that verifies; damaged ones on the way are renamed `.corrupt-…`."""
-        for path in reversed(self._found()):
+        for path in reversed(self._found().values()):
             try:
                 manifest = _verified(path)
             except ArtifactError:
@@ -200,13 +226,18 @@ class Checkpoints:
             return path
         return None
 
-    def _found(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+    def _found(self) -> dict[int, Path]:
+        """The committed ones by step, the oldest first."""
+        return {int(path.name.removeprefix("step-")): path for path in sorted(self.folder.glob("step-*"))}
 
 
 def _state(model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None) -> dict[str, Any]:
     """The tensors of a training, under names that no number of workers changes; loading fills them in place."""
+    fresh = [optimizer for optimizer in optimizers if not optimizer.state]
     weights, moments = get_state_dict(model, optimizers, options=FLAT)
+    for state in itertools.chain.from_iterable(optimizer.state.values() for optimizer in fresh):
+        if "step" in state:
+            state["step"].zero_()  # torch has made the moments by a step with zero gradients, and counted it
     return {"model": weights, "optimizer": moments} | ({"average": dict(average)} if average else {})
 
 
@@ -245,11 +276,11 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return artifact.sha256_of({name: fact for name, fact in manifest.items() if name not in ("files", "digest", "seal")})
 
 
-def _validation_loss(path: Path) -> float | None:
-    """What a checkpoint's manifest says of its step, if it can be read."""
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, unverified; nothing if it can't be read."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((path / "manifest.json").read_text()).get("validation_loss")
-    return None
+        return json.loads((path / "manifest.json").read_text())
+    return {}
 
 
 def _finite(loss: float | None) -> float | None:

@@ -12,9 +12,10 @@ import math
 import os
 import time
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 USUAL_FACTOR = 10  # how many usual durations of an activity are too long
 FIRST_SECONDS = 300.0  # for the first of an activity: compilation, first reads, first connections
@@ -26,16 +27,24 @@ class Watchdog:
     """The watch over one worker's activities, from `with` to its end; one per process.
 
     `folder/watchdog-<rank>.log` says what the worker is doing now. After a hang the stacks stand below; a clean end removes
-    the line. An infinite limit ends nothing.
+    the line. An infinite limit ends nothing. `limits` are of activities whose length only the recipe knows, as of what
+    waits for a disk: they hold from the first one on, whatever is usual.
 
     Example:
         >>> with Watchdog(Path("work"), rank=0, limit_seconds=45) as dog:  # doctest: +SKIP
         ...     dog.begin("step", 1)
     """
 
-    def __init__(self, folder: Path, rank: int, limit_seconds: float, first_seconds: float = FIRST_SECONDS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        limit_seconds: float,
+        first_seconds: float = FIRST_SECONDS,
+        limits: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self.path, self.rank = folder / f"watchdog-{rank}.log", rank
-        self.limit_seconds, self.first_seconds = limit_seconds, first_seconds
+        self.limit_seconds, self.first_seconds, self.limits = limit_seconds, first_seconds, limits
         self.durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self.activity, self.began, self.expires = "", 0.0, 0.0
 
@@ -69,6 +78,8 @@ class Watchdog:
 
     def limit(self, activity: str) -> float:
         """Seconds after which this activity counts as hung, and at most a second more."""
+        if activity in self.limits:
+            return self.limits[activity]
         usual = self.durations[activity]
         return max(self.limit_seconds, USUAL_FACTOR * median(usual)) if usual else max(self.limit_seconds, self.first_seconds)
 

@@ -24,9 +24,11 @@ from torch.distributed.checkpoint import state_dict_saver
 
 from llm import failpoint
 from llm.errors import ArtifactError
+from llm.train.adamw8bit import AdamW8bit
 from llm.train.checkpoint import Checkpoints, Retention, _verified, _write_shards, sole_writer
 from llm.train.job import TrainJob
 from llm.train.loop import train
+from llm.train.muon import Muon
 from llm.train.parallel.world import World
 
 JobMaker = Callable[..., TrainJob]
@@ -64,9 +66,9 @@ class Tiny:
             self.average[name].lerp_(value.detach(), 0.1)
         self.history.append({"step": len(self.history) + 1} | ({"validation_loss": validation_loss} if validation_loss else {}))
 
-    def save(self, checkpoints: Checkpoints) -> None:
+    def save(self, checkpoints: Checkpoints, *, healthy: bool = True) -> None:
         progress = {"history": self.history, "guard": {"seen": self.history[-2:]}}
-        checkpoints.save(len(self.history), self.layer, self.optimizers, progress, self.average)
+        checkpoints.save(len(self.history), self.layer, self.optimizers, progress, self.average, healthy=healthy)
 
     def restore(self, checkpoints: Checkpoints) -> dict[str, Any] | None:
         return checkpoints.restore(self.layer, self.optimizers, self.average)
@@ -131,6 +133,51 @@ def test_marked_and_best_checkpoints_stay(tmp_path: Path) -> None:
         tiny.step(loss)
         tiny.save(checkpoints)
     assert [int(name.removeprefix("step-")) for name in sorted(path.name for path in tmp_path.iterdir())] == [2, 4, 8, 9, 10]
+
+
+def test_an_unhealthy_one_stays_while_it_is_the_newest_and_displaces_none(tmp_path: Path) -> None:
+    tiny, checkpoints = Tiny(), open_in(tmp_path, last=2, best=True)
+    for step, left in enumerate(([1], [1, 2], [1, 2, 3], [1, 2, 4], [2, 5]), start=1):
+        tiny.step(validation_loss=float(10 - step))
+        tiny.save(checkpoints, healthy=step not in (3, 4))
+        assert [int(path.name.removeprefix("step-")) for path in sorted(tmp_path.iterdir())] == left
+
+
+def test_discarded_ones_are_gone_and_the_one_before_is_taken(tmp_path: Path) -> None:
+    tiny, checkpoints = Tiny(), open_in(tmp_path, last=9, background=True)
+    for step in range(1, 5):
+        tiny.step()
+        tiny.save(checkpoints, healthy=step < 3)
+    checkpoints.discard(3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert len((tiny.restore(checkpoints) or {})["history"]) == 2
+
+
+def optimizers(layer: nn.Linear) -> dict[str, list[torch.optim.Optimizer]]:
+    return {
+        "adamw": [torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)],
+        "adamw8bit": [AdamW8bit(layer.parameters(), lr=0.1, betas=(0.9, 0.95), eps=1e-8)],
+        "muon": [Muon([layer.weight], lr=0.1, momentum=0.9, weight_decay=0.1), torch.optim.AdamW([layer.bias], lr=0.1)],
+    }
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "muon"])
+def test_a_save_before_the_first_applied_step_changes_none_after_it(tmp_path: Path, kind: str) -> None:
+    """As where every step so far was skipped; a run that is restored from it goes the same way."""
+    ends = []
+    for saves in ("none", "before", "restored"):
+        torch.manual_seed(0)
+        tiny, checkpoints = Tiny(), open_in(tmp_path)
+        tiny.optimizers = optimizers(tiny.layer)[kind]
+        if saves == "before":
+            tiny.save(checkpoints)
+        if saves == "restored":
+            assert tiny.restore(checkpoints) is not None
+        for _ in range(3):
+            tiny.step()
+        ends.append(tiny.layer.weight.detach().clone())
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
 
 
 def test_shards_come_back_on_any_number_of_workers(tmp_path: Path) -> None:
@@ -224,7 +271,7 @@ def test_every_mutation_is_detected(tmp_path: Path, count: int) -> None:
         shutil.rmtree(found.folder)
 
 
-@pytest.mark.parametrize("name", ["step", "seed", "fingerprint", "workers", "validation_loss", "schema"])
+@pytest.mark.parametrize("name", ["step", "seed", "fingerprint", "workers", "validation_loss", "healthy", "schema"])
 def test_an_edited_manifest_is_detected(tmp_path: Path, name: str) -> None:
     tiny, checkpoints = Tiny(), open_in(tmp_path)
     tiny.step()

@@ -91,3 +91,10 @@ def test_an_infinite_limit_ends_nothing(tmp_path: Path) -> None:
         dog.begin("step", 1)
         assert dog.limit("step") == math.inf
         time.sleep(1.5)
+
+
+def test_a_limit_of_its_own_holds_whatever_is_usual(tmp_path: Path) -> None:
+    dog = Watchdog(tmp_path, rank=0, limit_seconds=45, limits={"write": 7})
+    dog.durations["write"].extend([100.0, 100.0])
+    assert dog.limit("write") == 7
+    assert dog.limit("step") == 300
