@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from llm.model.config import DecoderConfig
+from llm.model.config import DecoderConfig, parse_model
 from llm.train.config import TrainConfig
 from llm.train.job import TrainJob
+from tests.train.golden import MODELS
 
 VOCAB_SIZE, ROW_TOKENS = 48, 16
 WORKER = Path(__file__).parent / "worker.py"
@@ -109,7 +111,9 @@ def run_group(size: int, rows: Path, folder: Path) -> None:
     """Train in `size` processes that share a gloo process group; a process that fails fails the test."""
     whole, resumed = (tiny_job(rows, folder / name) for name in ("whole", "resumed"))
     adamw = tiny_job(rows, folder / "adamw", optimizer={"kind": "adamw", "adamw_learning_rate": 3e-3})
-    attempts = [(whole, None), (resumed, 7), (resumed, None), (adamw, None)]
+    experts = parse_model(MODELS["moe"] | {"balance": "bias"})
+    moe = [replace(tiny_job(rows, folder / f"moe-{name}", steps=8), model=experts) for name in ("whole", "resumed")]
+    attempts = [(whole, None), (resumed, 7), (resumed, None), (adamw, None), (moe[0], None), (moe[1], 6), (moe[1], None)]
     (folder / "attempts.json").write_text(json.dumps([as_json(job) | {"stop_before": stop_before} for job, stop_before in attempts]))
     processes = [
         subprocess.Popen([sys.executable, WORKER, folder, str(rank), str(size)], stderr=subprocess.PIPE, text=True) for rank in range(size)

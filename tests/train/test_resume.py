@@ -23,6 +23,13 @@ def test_a_resumed_run_is_bit_identical(trained: Trained, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
+def test_experts_balanced_by_bias_resume_as_well(trained: Trained, size: int) -> None:
+    whole, resumed = trained(size) / "moe-whole" / "final", trained(size) / "moe-resumed" / "final"
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+    assert (whole / "history.jsonl").read_bytes() == (resumed / "history.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_interrupted_run_did_its_lost_steps_twice(trained: Trained, size: int) -> None:
     lines = (trained(size) / "resumed" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10, 11, 12]
