@@ -9,8 +9,10 @@ https://arxiv.org/abs/2407.21783.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,25 +27,42 @@ INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}  # by
 def check_agreement(step: int, model: nn.Module, group: ProcessGroup | None = None) -> None:
     """Compare the parameters of this worker with those of every other in `group`: the copies of one shard; None: all workers.
 
-    Raises: DivergenceError on every worker alike, with the ranks that hold other bits than most. It is transient: a
-    group that starts again reads the last checkpoint, on which all agreed.
+    All workers call it together, each with its own group.
+
+    Raises: DivergenceError on all of them alike, with the ranks that hold other bits than most of their group. It is
+    transient: a group that starts again reads the last checkpoint, on which all agreed.
     """
     parameters = dict(model.named_parameters())
     own = digests(parameters.values())
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)
-    if all(torch.equal(gathered[0], other) for other in gathered[1:]):
+    differs = (torch.stack(gathered) != gathered[0]).any(dim=0)
+    anywhere = differs.any().int()
+    dist.all_reduce(anywhere)
+    if not anywhere:
         return
-    suspects = minority([tuple(each.tolist()) for each in gathered])
-    differs = (torch.stack(gathered) != gathered[0]).any(dim=0).tolist()
-    names = [name for name, differing in zip(parameters, differs, strict=True) if differing]
-    ranks = [dist.get_process_group_ranks(group or dist.group.WORLD)[member] for member in suspects]
+    members = dist.get_process_group_ranks(group or dist.group.WORLD)
+    suspects = [members[place] for place in minority([tuple(each.tolist()) for each in gathered])]
+    names = [name for name, differing in zip(parameters, differs.tolist(), strict=True) if differing]
+    ranks, tensors = (_union(found) for found in zip(*_from_all((suspects, names)), strict=True))
     raise DivergenceError(
         f"workers disagree on the parameters at step {step}",
-        value=f"worker {', '.join(map(str, ranks))} in {len(names)} tensors, first {names[0]}",
+        value=f"worker {', '.join(map(str, sorted(ranks)))} in {len(tensors)} tensors, first {tensors[0]}",
         remedy="test memory and processors of these machines if it comes back",
         transient=True,
     )
+
+
+def _from_all(found: tuple[list[int], list[str]]) -> list[Any]:
+    """What every worker found, by rank."""
+    everything: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everything, found)
+    return everything
+
+
+def _union(lists: Iterable[list[Any]]) -> list[Any]:
+    """Each element once, in the order of first appearance."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
 
 
 @torch.no_grad()

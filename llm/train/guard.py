@@ -54,7 +54,8 @@ class State:
 
     losses: list[float] = field(default_factory=list)  # of the last `window_steps` applied steps
     log_norms: list[float] = field(default_factory=list)
-    unhealthy_since: int | None = None  # first of the steps in a row that were not applied
+    unhealthy_since: int | None = None  # first of the steps in a row that were refused
+    refused: int = 0  # how many these are: steps at which float16 ran over lie between them and aren't judged
     rollbacks: int = 0
     skipped_rows: int = 0  # how far the sample stream runs ahead of the steps
     best_loss: float | None = None  # smoothed
@@ -84,14 +85,14 @@ class Guard:
         return self._state.skipped_rows
 
     def judge(self, step: int, loss: float, norm: float) -> Verdict:
-        """Whether a step with this loss and gradient norm is applied; `step` is one after the step judged before.
+        """Whether a step with this loss and gradient norm is applied; `step` follows the step judged before.
 
         Raises: DivergenceError when the run would go back once more than `max_rollbacks` times.
         """
         if reason := self._fault(loss, norm):
             return self._refuse(step, reason)
         state, window = self._state, self.config.window_steps
-        state.unhealthy_since = None
+        state.unhealthy_since, state.refused = None, 0
         state.losses = [*state.losses, loss][-window:]
         state.log_norms = [*state.log_norms, _log(norm)][-window:]
         return Verdict(Action.APPLY, alerts=self._alerts(step))
@@ -102,7 +103,7 @@ class Guard:
         `rows` is the number of rows from the checkpoint to the end of the failed step: the next step reads behind them.
         """
         earlier = Guard(self.config, checkpoint)
-        earlier._state.unhealthy_since = None
+        earlier._state.unhealthy_since, earlier._state.refused = None, 0
         earlier._state.rollbacks = self._state.rollbacks + 1
         earlier._state.skipped_rows = self._state.skipped_rows + rows
         return earlier
@@ -126,13 +127,14 @@ class Guard:
     def _refuse(self, step: int, reason: str) -> Verdict:
         state = self._state
         first = state.unhealthy_since = state.unhealthy_since or step
-        if step - first + 1 < self.config.patience_steps:
+        state.refused += 1
+        if state.refused < self.config.patience_steps:
             return Verdict(Action.SKIP, reason)
         if state.rollbacks < self.config.max_rollbacks:
             return Verdict(Action.ROLL_BACK, reason)
         raise DivergenceError(
             f"training diverged at step {first}",
-            value=f"{reason}; {step - first + 1} steps in a row, after {state.rollbacks} returns to a checkpoint",
+            value=f"{reason}; {state.refused} steps in a row, after {state.rollbacks} returns to a checkpoint",
             remedy="set train.optimizer.muon_learning_rate and adamw_learning_rate lower, or train.schedule.warmup_steps higher",
         )
 

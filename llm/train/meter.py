@@ -34,8 +34,19 @@ JOULES_PER_KWH = 3.6e6
 class Meter:
     """Seconds by phase since the last step, of this worker."""
 
-    def __init__(self, model: ModelConfig, vocab_size: int, row_tokens: int, world: World, *, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        vocab_size: int,
+        row_tokens: int,
+        world: World,
+        *,
+        precision: Precision = "fp32",
+        exchanges_last: bool = False,
+    ) -> None:
+        """`exchanges_last`: workers talk in the last micro-batch alone, as DistributedDataParallel does; it shows what that costs."""
         self.world, self.precision = world, resolved(precision, world.device)
+        self.exchanges_last = exchanges_last and world.size > 1
         self.flops_per_token = shape.flops_per_token(shape.of(model, vocab_size), row_tokens)
         self.device = chip(world.device)
         self.seconds: dict[str, float] = {}
@@ -55,6 +66,10 @@ class Meter:
         """Count seconds that were measured elsewhere towards a phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
+    def begin(self) -> None:
+        """A pass over the micro-batches begins; the marks of one that ran out of memory are forgotten."""
+        self.marks.clear()
+
     def mark(self) -> None:
         """Remember this moment of the work: of a GPU's queue, where there is one. Before the first micro-batch, and after each."""
         if self.world.device.type == "cuda":
@@ -71,7 +86,7 @@ class Meter:
         for a checkpoint are shares of the time, but count neither towards tokens per second nor MFU.
         """
         now = time.perf_counter()
-        if self.world.size > 1 and (waited := exposed_communication(between(self.marks))):
+        if self.exchanges_last and (waited := exposed_communication(between(self.marks))):
             self.add("communication", waited)
             self.add("gradient", -waited)
         self.marks.clear()

@@ -28,7 +28,12 @@ class Trace:
 
     def after(self, step: int) -> None:
         """End and write, if it was the last step to trace."""
-        if self.steps and self.running is not None and step >= self.steps[1]:
+        if self.steps and step >= self.steps[1]:
+            self.close()
+
+    def close(self) -> None:
+        """End and write what there is, if anything is being traced."""
+        if self.running is not None:
             self.running.stop()
             self._write(self.running)
             self.running = None

@@ -76,7 +76,7 @@ def moments(job: TrainJob, count: int, chance: random.Random) -> list[int]:
 def group(job: TrainJob, folder: Path, moments: list[int], chance: random.Random) -> None:
     """Train in two plain processes; at each moment one of them is killed, and when both are gone they start again."""
     for number, moment in enumerate([*moments, None]):
-        began, home = time.monotonic(), folder / f"{job.work.name}-{number}"
+        began, left, home = time.monotonic(), unfinished(job), folder / f"{job.work.name}-{number}"
         home.mkdir()
         (home / "job").write_bytes(pickle.dumps(job))
         with (folder / "log").open("a") as log:
@@ -86,7 +86,7 @@ def group(job: TrainJob, folder: Path, moments: list[int], chance: random.Random
             return
         reach(moment, job, lambda: all(process.poll() is None for process in processes), chance)  # noqa: B023
         chance.choice(processes).kill()
-        note("group worker", job, began)
+        note("group worker", job, began, left)
         for process in processes:
             end(psutil.Process(process.pid) if process.poll() is None else None)
             process.wait()
@@ -99,12 +99,12 @@ def through_ray(job: TrainJob, folder: Path, moments: list[int], chance: random.
     (home / "run").write_bytes(pickle.dumps((job, cluster)))
     driver = start_driver(home, folder)
     for moment, kind in zip(moments, itertools.cycle(("RayTrainWorker", "driver", "gcs_server")), strict=False):
-        began, family = time.monotonic(), driver
+        began, left, family = time.monotonic(), unfinished(job), driver
         reach(moment, job, lambda: family.poll() is None, chance)  # noqa: B023
         children = psutil.Process(driver.pid).children(recursive=True)
         victims = [psutil.Process(driver.pid)] if kind == "driver" else [child for child in children if kind in " ".join(command(child))]
         chance.choice(victims).kill()
-        note(kind, job, began)
+        note(kind, job, began, left)
         if kind != "RayTrainWorker":
             with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.wait(timeout=120)  # a driver gives up on a lost head by itself
@@ -154,14 +154,18 @@ def reported(work: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
 
 
-def note(kind: str, job: TrainJob, began: float) -> None:
-    """One line: what was killed, and where that landed. An unfinished folder means in the middle of a commit."""
-    names = [path.name for path in (job.work / "checkpoints").iterdir()] if (job.work / "checkpoints").exists() else []
+def unfinished(job: TrainJob) -> set[str]:
+    """Checkpoints that an attempt writes, or was writing when it was killed: the next save removes those."""
+    return {path.name for path in (job.work / "checkpoints").glob(".tmp-step-*")}
+
+
+def note(kind: str, job: TrainJob, began: float, left: set[str]) -> None:
+    """One line: what was killed, and where that landed. An unfinished folder means amid a commit, if it isn't `left` of an earlier kill."""
     landed: dict[str, Any] = {
         "kill": kind,
         "step": reported(job.work)[-1],
-        "phase": "commit" if any(name.startswith(".tmp-step") for name in names) else "step",
-        "checkpoints": sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-")),
+        "phase": "commit" if unfinished(job) - left else "step",
+        "checkpoints": sorted(int(path.name.removeprefix("step-")) for path in (job.work / "checkpoints").glob("step-*")),
         "seconds": round(time.monotonic() - began, 1),
     }
     print(json.dumps(landed), flush=True)

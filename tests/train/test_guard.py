@@ -118,6 +118,14 @@ def test_a_rolled_back_run_reads_behind_the_rows_that_failed() -> None:
     assert [place // ROWS for _, place, _ in history] == [*range(10), *range(14, 24)]
 
 
+def test_steps_that_are_not_judged_cost_no_patience() -> None:
+    """As those at which float16 ran over: steps 9, 15 and 40 are the three that end a patience of three."""
+    guard = Guard(CONFIG)
+    verdicts(guard, [healthy(place) for place in range(8)])
+    assert [guard.judge(step, math.nan, 1.0).action for step in (9, 15, 40)] == [Action.SKIP, Action.SKIP, Action.ROLL_BACK]
+    assert guard.state["unhealthy_since"] == 9
+
+
 def test_rows_that_always_fail_end_the_run_with_its_first_bad_step() -> None:
     run = Run(lambda place: healthy(place) if place < 12 * ROWS else (math.nan, 1.0), steps=1000)
     with pytest.raises(DivergenceError, match=r"diverged at step 11: loss nan.*after 2 returns.*learning_rate lower"):

@@ -53,12 +53,17 @@ def test_only_several_micro_batches_show_what_waiting_costs() -> None:
     assert exposed_communication([]) == exposed_communication([3.0]) == 0
     assert exposed_communication([1.0, 1.5, 0.5, 1.75]) == pytest.approx(0.75)
     assert exposed_communication([2.0, 1.0]) == 0
-    meter = Meter(MODEL, 48, 16, World(0, 2, torch.device("cpu")))
+    meter, sharded = (Meter(MODEL, 48, 16, World(0, 2, torch.device("cpu")), exchanges_last=last) for last in (True, False))
+    meter.mark()
+    meter.begin()
     for pause in (0, 0.01, 0.01, 0.05):
         time.sleep(pause)
         meter.mark()
+        sharded.mark()
+    assert len(meter.marks) == 4
     meter.add("gradient", 0.07)
     record = meter.step(10)
+    assert "communication_share" not in sharded.step(10)
     assert 0 < record["communication_share"] < record["gradient_share"] + record["communication_share"] < 1.1
 
 
@@ -110,6 +115,17 @@ def test_a_trace_opens_and_names_the_heaviest_operators(tmp_path: Path) -> None:
     assert "aten::mm" in table[0]
     assert len(table) <= 10
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_run_that_ends_early_leaves_the_trace_that_there_is(tmp_path: Path) -> None:
+    trace = Trace((2, 9), tmp_path, rank=0)
+    trace.before(2)
+    torch.ones(4) @ torch.ones(4)
+    trace.after(2)
+    trace.close()
+    trace.close()
+    with gzip.open(tmp_path / "trace-0.json.gz") as file:
+        assert "aten::dot" in [event.get("name") for event in json.load(file)["traceEvents"]]
 
 
 def test_no_trace_without_steps(tmp_path: Path) -> None:
