@@ -39,6 +39,7 @@ from llm.train.loop import train
 from llm.train.stop import STOP, on_sigterm, request
 
 MARK = ".driver"
+NODES = ".nodes"
 PREEMPTED = "its machine is taken back"
 RESIZE_SECONDS = 60.0  # between two looks whether an elastic group could be larger
 
@@ -62,6 +63,8 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
     shutil.rmtree(storage / name, ignore_errors=True)
     job.work.mkdir(parents=True, exist_ok=True)
     (job.work / STOP).unlink(missing_ok=True)
+    shutil.rmtree(job.work / NODES, ignore_errors=True)
+    (job.work / NODES).mkdir()
     mark = secrets.token_hex(8)
     (job.work / MARK).write_text(mark)
     os.environ.update(ray_settings(cluster))
@@ -91,6 +94,8 @@ def work(config: dict[str, Any]) -> None:
     job: TrainJob = config["job"]
     check_folder(job.work, config["mark"])
     check_code(config["code"])
+    context = ray.train.get_context()
+    note_node(job.work, context.get_world_rank(), context.get_world_size(), ray.get_runtime_context().get_node_id())
     torch.set_num_threads(config["threads"])
     keep_freed_memory()
     try:
@@ -105,18 +110,32 @@ class Preempted(Exception):
     """Ends an attempt, and only that: Ray starts the workers again where there is room."""
 
 
+def note_node(work: Path, rank: int, size: int, node: str) -> None:
+    """Say in the work folder on which of the cluster's machines this worker runs; a smaller group forgets the ranks it lacks."""
+    (work / NODES / str(rank)).write_text(node)
+    if rank == 0:
+        for path in (work / NODES).iterdir():
+            if int(path.name) >= size:
+                path.unlink()
+
+
+def nodes(work: Path) -> set[str]:
+    """The machines on which the workers of the job run."""
+    return {path.read_text() for path in (work / NODES).iterdir()}
+
+
 @contextmanager
 def watched(work: Path, cluster: ClusterConfig) -> Iterator[None]:
-    """Ask for a checkpoint as soon as a machine of a cluster that others run is being drained."""
+    """Ask for a checkpoint as soon as a machine that runs workers of this job is being drained, on a cluster that others run."""
     over = threading.Event()
 
     def watch() -> None:
         known: set[str] = set()
         while not over.wait(cluster.poll_seconds):
-            with suppress(ray.exceptions.RayError):  # the head is gone for a moment, or for good: both are the run's business
-                draining = set(ray._private.state.state.get_draining_nodes())
+            with suppress(ray.exceptions.RayError, OSError):  # head or disk is gone for a moment, or for good: the run's business
+                draining = nodes(work) & set(ray._private.state.state.get_draining_nodes())
                 if draining - known:
-                    request(work, PREEMPTED)
+                    request(work, PREEMPTED, yields=True)
                 known = draining
 
     watcher = threading.Thread(target=watch, name="drained-machines", daemon=True)

@@ -26,10 +26,13 @@ FILE = "micro_batch_size"
 SIGNS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")  # in a RuntimeError's text
 
 
-def fitting_size(work: Path, asked: int) -> int:
-    """Rows per pass for this attempt: `asked`, or what an earlier attempt found to fit."""
+def fitting_size(work: Path, asked: int, rows: int | None = None) -> int:
+    """Rows per pass for this attempt: `asked`, or what an earlier attempt found to fit, but none beyond the `rows` of a worker's step.
+
+    Half of a size that no pass reaches would be tried in vain.
+    """
     path = work / FILE
-    return min(asked, int(path.read_text())) if path.exists() else asked
+    return min(asked, rows or asked, int(path.read_text()) if path.exists() else asked)
 
 
 def within_memory(compute: Callable[[int], T], size: int, work: Path, world: World) -> tuple[T, int]:

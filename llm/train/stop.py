@@ -1,7 +1,7 @@
 """Ending a training on request, with a checkpoint of the step at hand: a stop loses no step.
 
     kill -TERM <process>      where the training runs in that process's main thread, or in workers that it drives
-    touch <work>/.stop        from anywhere that sees the work folder; its first line is the reason
+    echo why > <work>/.stop   from anywhere that sees the work folder; its first line is the reason
     stops.ask("budget of …")  from inside
 
 One worker that is asked is enough: the workers tell each other, so that all end after the same step.
@@ -10,8 +10,10 @@ One worker that is asked is enough: the workers tell each other, so that all end
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -27,7 +29,7 @@ class StopRequests:
 
     def __init__(self, work: Path, world: World) -> None:
         self.file, self.world = work / STOP, world
-        self.reason = ""
+        self.reason, self.from_file = "", False
 
     def ask(self, reason: str) -> None:
         """Stop after the step at hand; the first reason is the one that is told."""
@@ -35,8 +37,8 @@ class StopRequests:
 
     def asked(self) -> bool:
         """Whether this worker was asked. Only rank 0 looks for the file: on a shared disk that costs a round trip."""
-        if self.world.rank == 0 and not self.reason and self.file.exists():
-            self.ask(self.file.read_text(encoding="utf-8").partition("\n")[0].strip() or "a stop file")
+        if self.world.rank == 0 and not self.reason and (written := written_reason(self.file)):
+            self.reason, self.from_file = written, True
         return bool(self.reason)
 
     def agreed(self) -> bool:
@@ -45,6 +47,8 @@ class StopRequests:
 
     def error(self, step: int) -> StoppedError:
         """What every worker raises once the checkpoint of `step` is committed; the request is honoured and its file gone."""
+        if self.from_file:  # while the checkpoint was written, a reason that ends the run may have taken the place of a lesser one
+            self.reason = written_reason(self.file) or self.reason
         reason = next(reason for reason in self.world.gather(self.reason) if reason)
         if self.world.rank == 0:
             self.file.unlink(missing_ok=True)
@@ -57,10 +61,25 @@ class StopRequests:
             yield
 
 
-def request(work: Path, reason: str) -> None:
-    """Ask the training in `work` to stop, from any process on any machine that sees the folder."""
-    with contextlib.suppress(FileNotFoundError):  # it never began
-        (work / STOP).write_text(reason + "\n", encoding="utf-8")
+def request(work: Path, reason: str, *, yields: bool = False) -> None:
+    """Ask the training in `work` to stop, from any process on any machine that sees the folder.
+
+    The last reason takes the place of an earlier one, but one that `yields` only stands where there is none.
+    """
+    temporary = work / f".tmp-stop-{uuid.uuid4().hex[:8]}"  # a reader never meets half of a reason
+    with contextlib.suppress(FileNotFoundError, FileExistsError):  # the training never began; another reason stands
+        try:
+            temporary.write_text(reason + "\n", encoding="utf-8")
+            (os.link if yields else os.replace)(temporary, work / STOP)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def written_reason(file: Path) -> str:
+    """The first line of a stop file; empty where there is none, or somebody is about to write it."""
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_text(encoding="utf-8").partition("\n")[0].strip()
+    return ""
 
 
 @contextlib.contextmanager

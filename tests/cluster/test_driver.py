@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from llm.train.config import ClusterConfig
 from llm.train.job import TrainJob
 
@@ -21,6 +23,7 @@ def drive(job: TrainJob, cluster: ClusterConfig, folder: Path) -> subprocess.Pop
     return subprocess.Popen([sys.executable, DRIVER, folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 def test_sigterm_to_the_driver_loses_no_step(
     make_job: Callable[..., TrainJob],
     steps: Callable[[Path], list[int]],

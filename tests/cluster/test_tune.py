@@ -14,6 +14,8 @@ from llm.cluster.tune import search
 from llm.sweep.settings import Sweep, load_sweep
 from llm.sweep.trial import Trial, outcome, read_records
 
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.long]
+
 OVERRIDES = {
     "train.steps": 160,
     "train.validate_every_steps": 20,
@@ -38,7 +40,6 @@ def planned(copied: Any, tmp_path: Path) -> tuple[Sweep, tuple[Trial, ...], Path
     return planned, planned.trials(store, tmp_path, rows.ref), tmp_path / "ray"
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_halving_stops_the_worse_trials_and_stops_them_again(planned: tuple[Sweep, tuple[Trial, ...], Path]) -> None:
     sweep, trials, storage = planned
     halving = sweep.config.model_copy(update={"search": "asha", "trials": 3, "reduction_factor": 2})
@@ -57,7 +58,6 @@ def test_halving_stops_the_worse_trials_and_stops_them_again(planned: tuple[Swee
         assert steps == sorted(set(steps)), "a stopped trial was trained again"
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_that_diverges_has_failed_and_the_others_go_on(planned: tuple[Sweep, tuple[Trial, ...], Path]) -> None:
     sweep, trials, storage = planned
     recipe = trials[1].job.recipe

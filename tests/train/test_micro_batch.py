@@ -97,3 +97,5 @@ def test_what_allocators_raise_is_told_from_what_they_do_not() -> None:
 def test_a_size_is_never_larger_than_the_recipe_asks(tmp_path: Path) -> None:
     remember(tmp_path, 16)
     assert fitting_size(tmp_path, 4) == 4
+    assert fitting_size(tmp_path, 64) == 16
+    assert fitting_size(tmp_path, 64, rows=6) == 6

@@ -111,6 +111,19 @@ def test_the_first_reason_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / ".stop").exists()
 
 
+def test_a_reason_that_yields_takes_no_others_place(tmp_path: Path) -> None:
+    stops = StopRequests(tmp_path, World(0, 1, torch.device("cpu")))
+    (tmp_path / ".stop").touch()
+    assert not stops.agreed(), "whoever made the file is about to write it"
+    (tmp_path / ".stop").unlink()
+    request(tmp_path, "the machine is taken back", yields=True)
+    assert stops.agreed()
+    request(tmp_path, "SIGTERM")
+    request(tmp_path, "another machine is taken back", yields=True)
+    assert stops.error(7).value == "SIGTERM"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stop_is_not_tried_again() -> None:
     assert not StoppedError("stopped").transient
 

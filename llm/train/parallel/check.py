@@ -44,9 +44,8 @@ def _workers(layout: LayoutConfig, model: ModelConfig, train: TrainConfig, row_t
         yield RecipeError(f"one copy of the model takes {layout.model_workers} workers, which do not divide", value=workers, remedy=remedy)
     if layout.replicate not in (None, copies):
         remedy = f"set cluster.layout.replicate to {copies}"
-        yield RecipeError(
-            f"{workers} workers hold {copies} copies of the model, not layout.replicate", value=layout.replicate, remedy=remedy
-        )
+        fact = f"layout.replicate is {layout.replicate}, but {workers} workers hold another number of copies of the model"
+        yield RecipeError(fact, value=copies, remedy=remedy)
     readers = copies * layout.shard
     rows = train.ramp.rows if train.ramp else train.global_batch_size
     if rows < readers:
