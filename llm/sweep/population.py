@@ -20,6 +20,7 @@ import numpy as np
 from llm.recipe import Recipe
 from llm.stages import job
 from llm.sweep.config import Axis, SweepConfig
+from llm.sweep.settings import rounded
 from llm.sweep.trial import Outcome, Trial
 
 FACTORS = (0.8, 1.2)  # by which a number is perturbed
@@ -43,17 +44,17 @@ def next_generation(config: SweepConfig, trials: Sequence[Trial], outcomes: Sequ
 
 def perturbed(config: SweepConfig, settings: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
     """The settings, each moved a little within its axis."""
-    return {setting: _moved(config.settings[setting], value, bool(random.integers(2))) for setting, value in settings.items()}
+    return {setting: _moved(setting, config.settings[setting], value, bool(random.integers(2))) for setting, value in settings.items()}
 
 
-def _moved(axis: Axis, value: Any, up: bool) -> Any:
+def _moved(setting: str, axis: Axis, value: Any, up: bool) -> Any:
     """A neighbour in a list of values, or a number times one of FACTORS inside its range."""
     if axis.values:
         index = axis.values.index(value) + (1 if up else -1)
         return axis.values[min(max(index, 0), len(axis.values) - 1)]
     assert axis.low is not None
     assert axis.high is not None
-    return float(f"{min(max(value * FACTORS[up], axis.low), axis.high):.4g}")
+    return rounded(setting, min(max(value * FACTORS[up], axis.low), axis.high))
 
 
 def child(parent: Trial, settings: dict[str, Any], *, number: int) -> Trial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from llm.artifact import Ref, Store, canonical
 from llm.errors import RecipeError
-from llm.recipe import Recipe, _line, _nearest, load
+from llm.recipe import Recipe, _line, _nearest, _walk, load
 from llm.stages import STAGES, job
 from llm.sweep.config import Axis, SweepConfig
 from llm.sweep.trial import ONE_WORKER, Trial
@@ -74,12 +75,13 @@ def load_sweep(file: str, overrides: Mapping[str, Any] | None = None) -> Sweep:
     path = find(file)
     config = read(path)
     recipe = load(config.recipe, overrides)
-    if recipe.train.validation_rows == 0 and config.metric == "validation_loss":
-        raise RecipeError("the recipe never validates, so no trial has a validation loss", remedy="set train.validation_rows above 0")
     fixed = dict(overrides or {})
     if config.search == "population":
         fixed["train.steps"] = max(1, recipe.train.steps // config.generations)
     candidates = tuple(Candidate(settings, _candidate_recipe(config.recipe, fixed | settings, path)) for settings in draw(config))
+    if not all(candidate.recipe.train.validation_rows for candidate in candidates):
+        remedy = "set train.validation_rows above 0"
+        raise RecipeError("trials are compared where they validate, and one never does", value="validation_rows 0", remedy=remedy)
     return Sweep(config, recipe, candidates)
 
 
@@ -126,20 +128,32 @@ def draw(config: SweepConfig) -> list[dict[str, Any]]:
         combinations = itertools.product(*(axis.values for axis in config.settings.values()))
         return [dict(zip(config.settings, values, strict=True)) for values in combinations]
     random = np.random.default_rng(config.seed)
-    drawn = [{setting: _draw(axis, random) for setting, axis in config.settings.items()} for _ in range(config.trials or 0)]
+    drawn = [{setting: _draw(setting, axis, random) for setting, axis in config.settings.items()} for _ in range(config.trials or 0)]
     return list({canonical(settings): settings for settings in drawn}.values())
 
 
-def _draw(axis: Axis, random: np.random.Generator) -> Any:
-    """One value of an axis, numbers to four digits: more would be noise."""
+def _draw(setting: str, axis: Axis, random: np.random.Generator) -> Any:
+    """One value of a setting's axis."""
     share = float(random.random())
     if axis.values:
         return axis.values[int(share * len(axis.values))]
     assert axis.low is not None
     assert axis.high is not None
     if axis.scale == "log":
-        return float(f"{axis.low * (axis.high / axis.low) ** share:.4g}")
-    return float(f"{axis.low + (axis.high - axis.low) * share:.4g}")
+        return rounded(setting, axis.low * (axis.high / axis.low) ** share)
+    return rounded(setting, axis.low + (axis.high - axis.low) * share)
+
+
+def rounded(setting: str, value: float) -> int | float:
+    """A number as its setting takes it: a whole one, or one of four digits, beyond which is noise."""
+    return round(value) if _is_whole(setting) else float(f"{value:.4g}")
+
+
+@cache
+def _is_whole(setting: str) -> bool:
+    _, options = _walk(tuple(setting.split(".")))
+    kinds = {option.get("type") for option in options}
+    return "integer" in kinds and "number" not in kinds
 
 
 def _candidate_recipe(recipe: str, overrides: Mapping[str, Any], path: Path) -> Recipe:

@@ -175,7 +175,7 @@ def parameters(model: Path) -> int:
 
 def validations(path: Path, metric: str) -> Curve:
     """The metric at every step that validated, in order; a step that two attempts reached counts once."""
-    found = {record["step"]: record[metric] for record in read_records(path) if "validation_loss" in record}
+    found = {record["step"]: record[metric] for record in read_records(path) if "validation_loss" in record and metric in record}
     return tuple(sorted(found.items()))
 
 

@@ -42,6 +42,13 @@ def test_the_best_finished_trial_is_recommended_whatever_the_others_promised() -
     assert result(config(), [*finished, stopped, failed]).best is finished[3]
 
 
+def test_a_validating_step_that_was_skipped_has_no_loss_of_its_own(tmp_path: Path) -> None:
+    records = tmp_path / "metrics.jsonl"
+    records.write_text('{"step": 2, "loss": 3.0, "validation_loss": 3.5}\n{"step": 4, "skipped": 1, "validation_loss": 3.25}\n')
+    assert validations(records, "loss") == ((2, 3.0),)
+    assert validations(records, "validation_loss") == ((2, 3.5), (4, 3.25))
+
+
 def test_without_a_finished_trial_the_first_error_is_told() -> None:
     failed = Outcome(0, {}, "0", "failed", (), "DivergenceError: training diverged at step 3")
     with pytest.raises(DivergenceError, match="no trial of the sweep finished: DivergenceError: training diverged at step 3"):

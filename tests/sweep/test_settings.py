@@ -11,6 +11,7 @@ import yaml
 
 from llm.errors import RecipeError
 from llm.sweep.config import SweepConfig
+from llm.sweep.population import perturbed
 from llm.sweep.settings import draw, load_sweep
 
 RATE = "train.optimizer.muon_learning_rate"
@@ -63,6 +64,15 @@ def test_a_log_range_is_drawn_evenly_by_its_logarithm() -> None:
     assert np.mean(drawn < 0.01) == pytest.approx(0.5, abs=0.04)
 
 
+def test_a_range_of_whole_numbers_is_drawn_and_moved_in_whole_numbers(write: Any) -> None:
+    axes = {"train.schedule.warmup_steps": {"low": 1, "high": 5}, "model.ffn_width": {"low": 32, "high": 128, "scale": "log"}}
+    planned = load_sweep(write(sweep(settings=axes)))
+    drawn = [candidate.settings for candidate in planned.candidates]
+    assert {type(value) for settings in drawn for value in settings.values()} == {int}
+    moved = perturbed(planned.config, drawn[0], np.random.default_rng(0))
+    assert {type(value) for value in moved.values()} == {int}
+
+
 def test_every_setting_reaches_its_candidate_and_overrides_reach_all(write: Any) -> None:
     planned = load_sweep(write(sweep()), {"train.steps": 12})
     assert [candidate.recipe.train.optimizer.muon_learning_rate for candidate in planned.candidates] == [
@@ -102,6 +112,8 @@ def test_a_whole_section_may_vary(write: Any) -> None:
             r"unknown key in rates.yaml, setting train.optimizer.muon_learning_rat: .*; did you mean `muon_learning_rate`\?",
         ),
         (sweep(settings={RATE: {"values": [0.1, -1.0]}}), f"wrong value in rates.yaml, setting {RATE}: {RATE} = -1.0"),
+        (sweep(settings={"train.validation_rows": {"values": [8, 0]}}), "one never does.*set train.validation_rows above 0"),
+        (sweep(metric="loss", settings={"train.validation_rows": {"values": [0]}}), "set train.validation_rows above 0"),
         (sweep(recipe="tinny"), "no such recipe: tinny; did you mean `tiny`"),
     ],
 )
