@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llm.artifact import Store
-from llm.errors import ArtifactError, TrainyardError
+from llm.errors import ArtifactError, RecipeError, TrainyardError
 from llm.recipe import load, parse_override
 from llm.run import home
-from llm.stages import nodes
+from llm.stages import RELEASED, nodes
 
 Flow = Literal["prepare", "pretrain", "finetune", "lifecycle"]
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="override a setting, as train.steps=500; may be repeated")]
@@ -101,7 +101,7 @@ def sweep(file: str = "small", *, set: Set = None) -> None:
 
 @app.command
 def plan(
-    flow: Flow = "lifecycle",
+    flow: Flow | None = None,
     *,
     recipe: str = "tiny",
     set: Set = None,
@@ -114,7 +114,8 @@ def plan(
 ) -> None:
     """Say what a run would do and why, what it would take, and whether it fits this machine.
 
-    --measure trains a few real steps first. --gpus N picks a layout for another cluster, of N GPUs.
+    FLOW is lifecycle, or pretrain for an architecture that isn't exported. --measure trains a few real steps first.
+    --gpus N picks a layout for another cluster, of N GPUs.
     """
     from llm.plan import forecast, layout
     from llm.plan.check import check
@@ -122,11 +123,14 @@ def plan(
     from llm.plan.measure import measure_recipe
     from llm.train.devices import named
 
+    _at_least({"gpus": (gpus, 0), "gpus-per-node": (gpus_per_node, 1), "gpu-memory-gib": (gpu_memory_gib, 0)})
     loaded, store = load(recipe, _overrides(set)), Store(home())
+    flow = flow or ("lifecycle" if loaded.model.architecture in RELEASED else "pretrain")
+    trainings = forecast.trainings(loaded, flow)
     if gpus:
         chip = named(gpu)
         cluster = layout.Cluster(gpus, min(gpus, gpus_per_node), gpu_memory_gib or chip.memory_gib, chip, interconnect)
-        _print_labelled(forecast.elsewhere(loaded, loaded.train, cluster))
+        _print_labelled(forecast.elsewhere(loaded, cluster, finetunes="finetune" in trainings))
         return
     check(loaded, store)
     table = Table("stage", "would", "seconds last time", "because", box=None, pad_edge=False)
@@ -134,7 +138,15 @@ def plan(
         seconds = "–" if step.seconds is None else f"{step.seconds:.0f}"
         table.add_row(step.node, step.state, seconds, "\n".join(_first(step.reasons)))
     console.print(table)
-    _print_labelled(forecast.here(loaded, loaded.train, measure_recipe(loaded) if measure else None))
+    for stage, train in trainings.items():
+        _print_labelled(forecast.here(loaded, stage, train, measure_recipe(loaded, train) if measure else None))
+
+
+def _at_least(options: dict[str, tuple[float, float]]) -> None:
+    """Raises: RecipeError for an option below its least value."""
+    for name, (value, least) in options.items():
+        if value < least:
+            raise RecipeError(f"--{name} is too small", value=value, remedy=f"set --{name} to {least} or more")
 
 
 def _print_labelled(lines: list[tuple[str, str]]) -> None:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from flows import cli
+from llm.data.rows import Rows
 from llm.errors import CapacityError, RecipeError
 from llm.model import families, shape, sizes
 from llm.model.config import DecoderConfig, ModelConfig, parse_model
-from llm.plan import cost, forecast, layout, memory
+from llm.model.weights import save
+from llm.plan import check, cost, forecast, layout, machine, memory, teachers
 from llm.plan.layout import Cluster
-from llm.plan.measure import measure
+from llm.plan.machine import Machine
+from llm.plan.measure import _shortened, measure
 from llm.plan.memory import Worker
-from llm.recipe import load, parse_override
-from llm.train.config import PriceConfig, TrainConfig
+from llm.recipe import Recipe, load, parse_override
+from llm.train import devices, schedule
+from llm.train.config import TrainConfig
 from llm.train.devices import named
-from llm.train.objective import cross_entropy
+from llm.train.objective import cross_entropy, kinds
 from llm.train.parallel import check as parallel
 from llm.train.parallel.config import LayoutConfig
 
 LLAMA = {"width": 64, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 176, "max_positions": 32}
 GPT2 = {"architecture": "gpt2", "width": 64, "num_heads": 4, "ffn_width": 256, "max_positions": 32}
 MOE = LLAMA | {"architecture": "moe", "num_experts": 4, "experts_per_token": 2, "num_shared_experts": 1}
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "wide heads": LLAMA | {"head_dim": 32},
     "query and key norms": LLAMA | {"qk_norm": True, "num_kv_heads": 1},
@@ -74,6 +85,71 @@ def test_layers_have_the_parameters_of_the_module(name: str) -> None:
     whole = shape.of(config, 64)
     assert whole.blocks == blocks
     assert whole.parameters == sizes.parameters(config, 64)
+
+
+SPANS: dict[str, Any] = {"kind": "spans"}
+T5 = {"architecture": "encoder_decoder", "width": 64, "num_heads": 4, "ffn_width": 160, "max_positions": 512}
+LEARNT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "next token": (LLAMA, {"kind": "next_token"}),
+    "spans of one sequence": (LLAMA, SPANS),
+    "mixture": (LLAMA, {"kind": "mixture", "parts": [{"share": 1, "objective": SPANS}, {"share": 1, "objective": {"kind": "next_token"}}]}),
+    "masked": (GPT2 | {"architecture": "encoder"}, {"kind": "masked"}),
+    "narrow embeddings": (GPT2 | {"architecture": "encoder", "embedding_width": 16}, {"kind": "masked"}),
+    "t5": (T5, SPANS),
+    "uneven t5": (T5 | {"head_dim": 32, "num_decoder_layers": 3, "feed_forward": "relu"}, SPANS | {"share": 0.3}),
+    "electra": (
+        GPT2
+        | {"architecture": "electra", "embedding_width": 32, "generator": {"width": 32, "num_layers": 1, "num_heads": 2, "ffn_width": 64}},
+        {"kind": "replaced"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_arithmetic_is_what_torch_counts(name: str) -> None:
+    """Of attention as plain products, which multiply the masked half of a causal row as well."""
+    sizes_of_it, objective_of_it = LEARNT[name]
+    config, train = parse_model(sizes_of_it | {"num_layers": 2, "max_positions": 512}), settings(objective=objective_of_it)
+    places, V, T = np.arange(4), 300, 256
+    rows = Rows(np.random.default_rng(0).integers(3, V, 4 * T + 1).astype(np.uint16), None, T, V)
+    objective = kinds.build(train, config.architecture, V, T)
+    model = families.build(config, V + objective.extra_ids)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        for batch in kinds.batches(objective, rows, places, places, seed=0):
+            terms = objective.sums(model, batch)
+            torch.stack([term for term in terms.values() if term.requires_grad]).sum().backward()
+    whole = replace(shape.of(config, V + objective.extra_ids, train.objective), causal=False)
+    assert shape.flops_per_token(whole, T) * 4 * T == pytest.approx(counter.get_total_flops(), rel=0.015)
+
+
+def test_a_teacher_takes_memory_and_a_forward_pass(tmp_path: Path) -> None:
+    config = parse_model(LLAMA | {"num_layers": 2})
+    save(families.build(config, 64), tmp_path)
+    alone, taught = settings(), settings(objective={"kind": "distillation", "teacher": str(tmp_path)})
+    teacher = shape.of(config, 64)
+    more = memory.predict(config, 64, T, taught, Worker()).peak_bytes - memory.predict(config, 64, T, alone, Worker()).peak_bytes
+    assert more == 4 * teacher.parameters
+    assert teachers.flops_per_token(taught, T) == pytest.approx(shape.flops_per_token(teacher, T) / 3)
+    public = {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 32,
+        "layer_norm_epsilon": 1e-5,
+        "vocab_size": 64,
+    }
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(public | {"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"}))
+    public_teacher = teachers.shape_of(settings(objective={"kind": "distillation", "teacher": str(tmp_path / "hf")}))
+    assert public_teacher is not None
+    assert public_teacher.parameters == shape.of(parse_model(GPT2 | {"num_layers": 2}), 64).parameters
+
+
+def test_tokens_are_those_of_the_stream_that_a_ramp_reads() -> None:
+    train = settings(steps=50, global_batch_size=32, micro_batch_size=2, ramp={"rows": 4, "steps": 21})
+    assert cost.training_tokens(train, 16) == 16 * sum(schedule.rows(train, step) for step in range(1, 51))
 
 
 def test_the_chunk_of_logits_is_that_of_the_loss() -> None:
@@ -188,15 +264,82 @@ def test_a_small_model_is_replicated_and_one_gpu_needs_no_layout() -> None:
     assert several.best.seconds < alone.best.seconds / 6
 
 
-@pytest.mark.parametrize(("recipe", "gpus"), [("llama-8b", 8), ("llama-70b", 64), ("gpt2-124m", 8)])
+SHIPPED = [("gpt2-124m", 8), ("bert-base", 32), ("moe-small", 16), ("llama-1b", 1), ("llama-1b", 128), ("llama-1b", 512)]
+SHIPPED += [("llama-8b", 8), ("llama-8b", 256), ("llama-70b", 64), ("llama-70b", 512), ("llama-70b", 1024)]
+
+
+@pytest.mark.parametrize(("recipe", "gpus"), SHIPPED)
 def test_the_settings_of_a_layout_make_a_recipe_that_the_engine_takes(recipe: str, gpus: int) -> None:
-    loaded = load(recipe)
-    lines = forecast.elsewhere(loaded, loaded.train, Cluster(gpus, 8, 80, named("H100")))
+    loaded, cluster = load(recipe), Cluster(gpus, min(gpus, 8), 80, named("H100"))
+    lines = forecast.elsewhere(loaded, cluster)
     (settings_line,) = (text for label, text in lines if label == "set")
     planned = load(recipe, dict(parse_override(text) for text in settings_line.removeprefix("--set ").split(" --set ")))
     assert planned.cluster.workers == gpus
-    parallel.check(planned.cluster.layout, planned.model, planned.train, planned.tokenize.row_tokens, gpus)
-    assert {"model", "memory", "layout", "step", "why not", "time", "cost", "data"} <= {label for label, _ in lines}
+    choice = layout.choose(loaded.model, loaded.tokenize.vocab_size, loaded.tokenize.row_tokens, loaded.train, cluster)
+    assert planned.cluster.layout == choice.best.layout
+    for train in (planned.train, planned.finetune.train):
+        parallel.check(planned.cluster.layout, planned.model, train, planned.tokenize.row_tokens, gpus)
+    assert {"pretrain", "finetune", "model", "memory", "layout", "step", "time", "cost", "data"} <= {label for label, _ in lines}
+
+
+def test_a_layout_undoes_what_else_a_recipe_sets() -> None:
+    given = {"cluster.min_workers": 8, "cluster.layout": {"shard": 8}, "finetune.train.ramp": {"rows": 32, "steps": 9}}
+    loaded = load("llama-1b", given)
+    lines = forecast.elsewhere(loaded, Cluster(4, 4, 80, named("H100")))
+    (settings_line,) = (text for label, text in lines if label == "set")
+    planned = load("llama-1b", given | dict(parse_override(text) for text in settings_line.removeprefix("--set ").split(" --set ")))
+    assert planned.cluster.min_workers is None
+    assert planned.cluster.workers == 4
+
+
+@pytest.mark.parametrize("recipe", ["llama-1b", "llama-8b", "llama-70b"])
+def test_the_recipes_that_ship_fit_the_gpus_that_they_name(recipe: str) -> None:
+    loaded, h100 = load(recipe), Cluster(8, 8, 80, named("H100"))
+    for train in (loaded.train, loaded.finetune.train):
+        assert check.predicted(loaded, train, Machine("cuda", "H100", 8, 80 * 2**30)).peak_bytes < h100.usable_bytes
+
+
+def test_trainings_are_those_of_the_flow() -> None:
+    tiny = load("tiny")
+    assert [list(forecast.trainings(tiny, flow)) for flow in ("prepare", "pretrain", "finetune", "lifecycle")] == [
+        [],
+        ["pretrain"],
+        ["pretrain", "finetune"],
+        ["pretrain", "finetune"],
+    ]
+
+
+def test_what_is_never_finetuned_is_not_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(machine, "this", lambda cluster: Machine("cuda", "H100", 8, 80 * 2**30))
+    huge = {"finetune.train.micro_batch_size": 8192, "finetune.train.global_batch_size": 8192, "cluster.workers": 1}
+    check._check_memory(load("bert-base", huge))
+    with pytest.raises(CapacityError, match=r"finetune\.train\.micro_batch_size"):
+        check._check_memory(load("llama-1b", huge | {"cluster.layout.shard": 1, "train.micro_batch_size": 1}))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA L40", "NVIDIA L40 (taken for an A100)"),
+        ("NVIDIA RTX A1000", "NVIDIA RTX A1000 (taken for an A100)"),
+    ],
+)
+def test_a_gpu_is_known_by_whole_words(name: str, found: str) -> None:
+    assert devices.gpu(name).name == found
+
+
+def test_measured_steps_drop_what_a_short_training_has_no_room_for() -> None:
+    train = settings(schedule={"kind": "wsd", "warmup_steps": 9, "decay_steps": 50}, ramp={"rows": 4, "steps": 9}, stop_after_validations=2)
+    assert _shortened(train, workers=2, steps=6).schedule.decay_steps is None
 
 
 def test_every_layout_divides_the_cluster() -> None:
@@ -204,6 +347,13 @@ def test_every_layout_divides_the_cluster() -> None:
     for candidate in layout._candidates(llama_70b(), 128_256, 8192, train, Cluster(64, 8, 80, named("H100"))):
         assert candidate.layout.model_workers * candidate.replicate == 64
         assert candidate.layout.tensor <= 8
+
+
+@pytest.mark.parametrize("option", ["gpus", "gpus_per_node", "gpu_memory_gib"])
+def test_impossible_numbers_are_refused_by_name(option: str) -> None:
+    options: dict[str, Any] = {"gpus": 8, option: -8}
+    with pytest.raises(RecipeError, match=f"--{option.replace('_', '-')} is too small: -8"):
+        cli.plan(recipe="llama-1b", **options)
 
 
 def test_what_fits_nowhere_and_what_does_not_divide() -> None:
@@ -230,5 +380,18 @@ def test_chinchilla_s_own_model_suits_its_tokens() -> None:
 
 
 def test_energy_of_a_gpu_day_is_its_watts_times_a_day() -> None:
-    usd, kwh, kg = cost.spending(PriceConfig(gpu_hour_usd=2, pue=1.1, kg_co2e_per_kwh=0.5), 86_400, gpus=1, cores=0, watts=700)
-    assert (usd, kwh, kg) == pytest.approx((48, 0.7 * 24 * 1.1, 0.35 * 24 * 1.1))
+    one = priced({"workers": 1, "layout": {}, "price": {"gpu_hour_usd": 2, "pue": 1.1, "kg_co2e_per_kwh": 0.5}})
+    rate = cost.training_tokens(one.train, one.tokenize.row_tokens) / 86_400
+    found = cost.estimate(one, one.train, named("H100"), precision="bf16", cuda=True, tokens_per_second=rate)
+    assert (found.usd, found.kwh, found.kg_co2e) == pytest.approx((48, 0.7 * 24 * 1.1, 0.35 * 24 * 1.1))
+
+
+def test_cores_are_paid_as_a_budget_counts_them() -> None:
+    cores = priced({"workers": 2, "layout": {}, "cpus_per_worker": 3, "threads_per_worker": 1, "price": {"cpu_hour_usd": 0.5}})
+    rate = cost.training_tokens(cores.train, cores.tokenize.row_tokens) / 3600
+    found = cost.estimate(cores, cores.train, devices.CPU_CORE, precision="fp32", cuda=False, tokens_per_second=rate)
+    assert found.usd == pytest.approx(2 * 3 * 0.5)
+
+
+def priced(cluster: dict[str, Any]) -> Recipe:
+    return load("llama-1b", {"cluster": cluster})

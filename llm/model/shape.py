@@ -5,7 +5,7 @@ The counts of kept numbers were read off `torch.autograd.graph.saved_tensors_hoo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from llm.model import sizes
 from llm.model.config import (
@@ -17,6 +17,16 @@ from llm.model.config import (
     ModelConfig,
     MoeConfig,
 )
+from llm.train.objective.config import MaskedConfig, MixtureConfig, ObjectiveConfig, ReplacedConfig, SpansConfig
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Tokens that pass each part of a model, for each token of a row: what the objective makes of the row."""
+
+    read: float = 1.0  # by an encoder, or by the only net
+    written: float = 1.0  # by the decoder behind an encoder
+    told: float = 1.0  # counted targets, which the output head multiplies
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,10 @@ class Layer:
 
     count: int
     matrices: int  # numbers in its matrices
-    active: int  # of those, what one token is multiplied by
+    active: int  # of those, what one token of a row is multiplied by, on average
     vectors: int  # numbers in norms and biases
     queries: int  # H · C of all its attentions
+    attended: float  # of those, what a token of a row asks a whole row with, on average
     heads: int
     ffn: int  # widest inner numbers per token
     saved: Saved
@@ -67,10 +78,12 @@ class Shape:
     width: int
     vocab_size: int
     layers: tuple[Layer, ...]
-    head: int  # matrix of the output head, which a token is multiplied by
+    head: int  # matrix of the output head
     tied: bool
     causal: bool
     parameters: int  # trainable numbers, a tied matrix counted once
+    around: int = 0  # numbers in further matrices that every token passes
+    told: float = 1.0  # tokens that the head multiplies, for each token of a row
 
     @property
     def num_layers(self) -> int:
@@ -90,22 +103,52 @@ class Shape:
     @property
     def active(self) -> int:
         """Numbers that one token is multiplied by: matrices it passes and the head, not the embedding that it looks up."""
-        return sum(layer.count * layer.active for layer in self.layers) + self.head
+        return sum(layer.count * layer.active for layer in self.layers) + self.around + round(self.told * self.head)
 
 
-def of(model: ModelConfig, vocab_size: int) -> Shape:
-    """The shape of a `model` section over a vocabulary.
+def of(model: ModelConfig, vocab_size: int, objective: ObjectiveConfig | None = None) -> Shape:
+    """The shape of a `model` section over a vocabulary; without an objective every token passes every part.
 
     Example:
         >>> gpt2 = of(Gpt2Config(width=768, num_layers=12, num_heads=12, ffn_width=3072), 50_257)
         >>> gpt2.parameters, gpt2.active  # the positions are looked up, the tied head is multiplied
         (124439808, 123532032)
     """
-    layers, head = _layers(model), vocab_size * (getattr(model, "embedding_width", None) or model.width)
-    causal = isinstance(model, LlamaSizes | Gpt2Config)
+    passing = passes(objective, encoder_decoder=isinstance(model, EncoderDecoderConfig))
     return Shape(
-        model.width, vocab_size, layers, head, getattr(model, "tied_embeddings", True), causal, sizes.parameters(model, vocab_size)
+        width=model.width,
+        vocab_size=vocab_size,
+        layers=_layers(model, passing),
+        head=vocab_size * (getattr(model, "embedding_width", None) or model.width),
+        tied=getattr(model, "tied_embeddings", True),
+        causal=isinstance(model, LlamaSizes | Gpt2Config),
+        parameters=sizes.parameters(model, vocab_size),
+        around=_around(model),
+        told=passing.told,
     )
+
+
+def passes(objective: ObjectiveConfig | None, *, encoder_decoder: bool) -> Passes:
+    """What an objective makes of a row, the end tokens that it adds left out.
+
+    Example:
+        >>> passes(SpansConfig(kind="spans"), encoder_decoder=True)
+        Passes(read=0.9, written=0.2, told=0.2)
+    """
+    match objective:
+        case MixtureConfig(parts=parts):
+            each = [(part.share, passes(part.objective, encoder_decoder=encoder_decoder)) for part in parts]
+            whole = sum(share for share, _ in each)
+            return Passes(*(sum(share * getattr(found, field.name) for share, found in each) / whole for field in fields(Passes)))
+        case SpansConfig(share=share, mean_span_tokens=length):  # a sentinel for each span stands on both sides
+            read, written = round(1 - share + share / length, 9), round(share + share / length, 9)
+            return Passes(read, written, told=written) if encoder_decoder else Passes(read + written, told=written)
+        case MaskedConfig(share=share):
+            return Passes(told=share)
+        case ReplacedConfig(share=share):  # the generator's samples take a forward pass more
+            return Passes(told=share * 4 / 3)
+        case _:
+            return Passes()
 
 
 def flops_per_token(whole: Shape, row_tokens: int, *, backward: bool = True) -> float:
@@ -121,16 +164,23 @@ def flops_per_token(whole: Shape, row_tokens: int, *, backward: bool = True) -> 
         51.5
     """
     seen = row_tokens / 2 if whole.causal else row_tokens
-    attention = sum(layer.count * 4 * layer.queries * seen for layer in whole.layers)
+    attention = sum(layer.count * 4 * layer.attended * seen for layer in whole.layers)
     return (3 if backward else 1) * (2 * whole.active + attention)
 
 
-def _layers(model: ModelConfig) -> tuple[Layer, ...]:
+def _layers(model: ModelConfig, passing: Passes) -> tuple[Layer, ...]:
+    if isinstance(model, EncoderDecoderConfig):
+        return _encoder_decoder(model, passing)
+    read = passing.read
+    return tuple(
+        replace(layer, active=round(read * layer.active), attended=read**2 * layer.attended) for layer in _layers_of_one_net(model)
+    )
+
+
+def _layers_of_one_net(model: LlamaSizes | Gpt2Config | EncoderConfig | ElectraConfig) -> tuple[Layer, ...]:
     match model:
         case LlamaSizes():
             return (_llama(model),)
-        case EncoderDecoderConfig():
-            return _encoder_decoder(model)
         case ElectraConfig():  # the discriminator and the generator that runs before it
             small = model.generator
             return (
@@ -139,6 +189,19 @@ def _layers(model: ModelConfig) -> tuple[Layer, ...]:
             )
         case Gpt2Config() | EncoderConfig():
             return (_classic(model.num_layers, model.width, model.num_heads, model.ffn_width, model.dropout),)
+
+
+def _around(model: ModelConfig) -> int:
+    """Projections from narrower embeddings, the transform before the head, and ELECTRA's verdict."""
+    match model:
+        case EncoderConfig():
+            width = model.embedding_width or model.width
+            return width * model.width * (1 + (width != model.width))
+        case ElectraConfig(width=D, embedding_width=width, generator=small):
+            projections = sum(width * each for each in (D, small.width) if each != width)
+            return projections + small.width * width + D * D + D
+        case _:
+            return 0
 
 
 def _llama(model: LlamaSizes) -> Layer:
@@ -159,6 +222,7 @@ def _llama(model: LlamaSizes) -> Layer:
         active=attention + net,
         vectors=vectors,
         queries=Q,
+        attended=Q,
         heads=model.num_heads,
         ffn=F,
         saved=kept + Saved(compute=4 * F, casts=2 * D),
@@ -189,6 +253,7 @@ def _classic(count: int, D: int, num_heads: int, F: int, dropout: float = 0.0) -
         active=matrices,
         vectors=9 * D + F,
         queries=D,
+        attended=D,
         heads=num_heads,
         ffn=F,
         saved=kept + Saved(compute=2 * D if dropout else 0),
@@ -196,23 +261,33 @@ def _classic(count: int, D: int, num_heads: int, F: int, dropout: float = 0.0) -
     )
 
 
-def _encoder_decoder(model: EncoderDecoderConfig) -> tuple[Layer, ...]:
-    """T5: the decoder's layers have a second attention, onto the encoder."""
+def _encoder_decoder(model: EncoderDecoderConfig, passing: Passes) -> tuple[Layer, ...]:
+    """T5: the decoder's layers have a second attention, onto the encoder, whose keys and values are made of what that read."""
     D, F, gated = model.width, model.ffn_width, model.feed_forward == "gated_gelu"
     Q = model.num_heads * (model.head_dim or D // model.num_heads)
-    net = (3 if gated else 2) * D * F
+    read, written, matrices = passing.read, passing.written, 4 * D * Q + (3 if gated else 2) * D * F
     kept = Saved(fp32=2 * (2 * D + 1) + model.num_heads, compute=4 * Q + (4 if gated else 2) * F, casts=5 * D, uncast=2 * D)
     encoder = Layer(
-        model.num_layers, 4 * D * Q + net, 4 * D * Q + net, 2 * D, Q, model.num_heads, F, kept, 4 * Q + 2 * D + (2 if gated else 1) * F
+        count=model.num_layers,
+        matrices=matrices,
+        active=round(read * matrices),
+        vectors=2 * D,
+        queries=Q,
+        attended=read**2 * Q,
+        heads=model.num_heads,
+        ffn=F,
+        saved=kept,
+        products=4 * Q + 2 * D + (2 if gated else 1) * F,
     )
     cross = Saved(fp32=2 * D + 1 + model.num_heads, compute=4 * Q, casts=3 * D, uncast=D)
     decoder = replace(
         encoder,
         count=model.num_decoder_layers or model.num_layers,
-        matrices=encoder.matrices + 4 * D * Q,
-        active=encoder.active + 4 * D * Q,
+        matrices=matrices + 4 * D * Q,
+        active=round(written * (matrices + 2 * D * Q) + read * 2 * D * Q),
         vectors=3 * D,
         queries=2 * Q,
+        attended=written * (written + read) * Q,
         saved=kept + cross,
         products=encoder.products + 4 * Q + D,
     )

@@ -69,10 +69,14 @@ def predicted(recipe: Recipe, train: TrainConfig, here: Machine) -> memory.Memor
     return memory.predict(recipe.model, recipe.tokenize.vocab_size, recipe.tokenize.row_tokens, train, worker)
 
 
+def _trainings(recipe: Recipe) -> dict[str, TrainConfig]:
+    """The sections that a flow may train by: what isn't exported is never finetuned."""
+    return {"train": recipe.train} | ({"finetune.train": recipe.finetune.train} if recipe.model.architecture in RELEASED else {})
+
+
 def _check_layout(recipe: Recipe) -> None:
     cluster, row_tokens = recipe.cluster, recipe.tokenize.row_tokens
-    trains = [recipe.train] + ([recipe.finetune.train] if recipe.model.architecture in RELEASED else [])
-    for train in trains:
+    for train in _trainings(recipe).values():
         layout_check.check(cluster.layout, recipe.model, train, row_tokens, cluster.workers)
 
 
@@ -80,7 +84,7 @@ def _check_memory(recipe: Recipe) -> None:
     if "RAY_ADDRESS" in os.environ:  # other machines train
         return
     here = machine.this(recipe.cluster)
-    for section, train in (("train", recipe.train), ("finetune.train", recipe.finetune.train)):
+    for section, train in _trainings(recipe).items():
         needed = predicted(recipe, train, here)
         if here.device == "cuda":
             memory.check(needed, here.gpu_memory_bytes, section=section)

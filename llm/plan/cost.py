@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llm.model import shape
+from llm.plan import teachers
 from llm.recipe import Recipe
-from llm.train.config import PriceConfig, TrainConfig
+from llm.train import budget, schedule
+from llm.train.config import TrainConfig
 from llm.train.devices import Device
 
 # Share of the peak: torchtitan's docs/performance.md has 0.33 to 0.39 on H100s and 0.5 on A100s, for Llama 8B in bf16.
@@ -68,9 +70,11 @@ def estimate(
     """The cost on the recipe's workers, each a GPU, or the cores that the recipe gives it.
 
     `tokens_per_second` of the whole group, measured or of a layout, replaces the expected share of the chips' peak.
+
+    Source: energy times the building's overhead times the grid's intensity, https://arxiv.org/abs/1910.09700, section 3.
     """
     cluster, row_tokens = recipe.cluster, recipe.tokenize.row_tokens
-    flops = shape.flops_per_token(shape.of(recipe.model, recipe.tokenize.vocab_size), row_tokens)
+    flops = flops_per_token(recipe, train)
     peak = chip.flops(precision) * cluster.workers
     expected = (
         peak
@@ -80,33 +84,23 @@ def estimate(
     )
     rate, tokens = tokens_per_second or expected, training_tokens(train, row_tokens)
     seconds = tokens / rate
-    cores = 0 if cuda else cluster.workers * cluster.threads_per_worker
-    usd, kwh, kg_co2e = spending(
-        cluster.price, seconds, gpus=cluster.workers if cuda else 0, cores=cores, watts=chip.watts * cluster.workers
-    )
-    return Cost(flops, tokens, rate, seconds, usd, kwh, kg_co2e, mfu=rate * flops / peak)
+    hours, price = seconds / 3600, cluster.price
+    gpus = cluster.workers if cuda else 0
+    usd = hours * budget.hourly_usd(price, gpus=gpus, cores=cluster.workers * cluster.cpus_per_worker)
+    kwh = hours * chip.watts * cluster.workers / 1000 * price.pue
+    return Cost(flops, tokens, rate, seconds, usd, kwh, kwh * price.kg_co2e_per_kwh, mfu=rate * flops / peak)
 
 
-def spending(price: PriceConfig, seconds: float, *, gpus: int, cores: int, watts: float) -> tuple[float, float, float]:
-    """Dollars, kWh with the building's share, and kg of CO₂e.
-
-    Source: energy times the building's overhead times the grid's intensity, https://arxiv.org/abs/1910.09700, section 3.
-    Example:
-        >>> spending(PriceConfig(gpu_hour_usd=2, pue=1.5, kg_co2e_per_kwh=0.4), 7200, gpus=8, cores=0, watts=5000)
-        (32.0, 15.0, 6.0)
-    """
-    hours = seconds / 3600
-    kwh = hours * watts / 1000 * price.pue
-    usd = hours * (gpus * price.gpu_hour_usd if gpus else cores * price.cpu_hour_usd)
-    return usd, kwh, kwh * price.kg_co2e_per_kwh
+def flops_per_token(recipe: Recipe, train: TrainConfig) -> float:
+    """Of the model, and of the teacher that it may ask."""
+    row_tokens = recipe.tokenize.row_tokens
+    own = shape.flops_per_token(shape.of(recipe.model, recipe.tokenize.vocab_size, train.objective), row_tokens)
+    return own + teachers.flops_per_token(train, row_tokens)
 
 
 def training_tokens(train: TrainConfig, row_tokens: int) -> int:
     """Tokens of all steps, a ramp's smaller batches counted as what they are."""
-    rows = train.steps * train.global_batch_size
-    if train.ramp:
-        rows -= min(train.ramp.steps, train.steps) * (train.global_batch_size - train.ramp.rows) // 2
-    return rows * row_tokens
+    return schedule.first_place(train, train.steps + 1) * row_tokens
 
 
 def data(recipe: Recipe, train: TrainConfig, text_bytes: int | None) -> Data:

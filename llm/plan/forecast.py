@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from llm.model import shape, sizes
+from llm.model import sizes
 from llm.plan import cost, machine
 from llm.plan.check import available_text_bytes, predicted
 from llm.plan.cost import Data
-from llm.plan.layout import Cluster, choose
+from llm.plan.layout import Candidate, Cluster, choose, finetuning
 from llm.plan.machine import Machine
 from llm.plan.measure import Measured
 from llm.plan.memory import Memory
 from llm.recipe import Recipe
+from llm.stages import GRAPH, nodes
 from llm.train import devices
 from llm.train.config import TrainConfig
 from llm.train.devices import Device
@@ -19,57 +20,99 @@ Lines = list[tuple[str, str]]  # label and text
 MOST_REASONS = 6
 
 
-def here(recipe: Recipe, train: TrainConfig, measured: Measured | None = None) -> Lines:
-    """What training takes on this machine; refined by measured steps of one worker, where there are some."""
+def trainings(recipe: Recipe, flow: str) -> dict[str, TrainConfig]:
+    """The trainings that a flow makes, by stage.
+
+    Raises: RecipeError if the flow needs more of the architecture than there is.
+    """
+    places = nodes(flow, recipe.model.architecture)
+    every = {"base.pretrain": recipe.train, "tuned.finetune": recipe.finetune.train}
+    return {GRAPH[node].stage: train for node, train in every.items() if node in places}
+
+
+def here(recipe: Recipe, stage: str, train: TrainConfig, measured: Measured | None = None) -> Lines:
+    """What a training takes on this machine; refined by measured steps of one worker, where there are some."""
     this = machine.this(recipe.cluster)
     chip = devices.gpu(this.gpu) if this.device == "cuda" else devices.measured_cpu(recipe.cluster.threads_per_worker)
     rate = measured.tokens_per_second * recipe.cluster.workers if measured else None
-    found = _model(recipe) + _memory(predicted(recipe, train, this))
+    found = _training(recipe, stage, train) + _model(recipe, train) + _memory(predicted(recipe, train, this))
     if measured:
         found.append(("", f"measured {_size(measured.peak_bytes)} at most, in {measured.seconds_per_step:.3g} s a step"))
-    return found + _cost(recipe, train, this, chip, rate, measured) + _data(cost.data(recipe, train, available_text_bytes(recipe)))
+    found += _cost(recipe, train, this, chip, rate, measured)
+    return found + (_data(cost.data(recipe, train, available_text_bytes(recipe))) if stage == "pretrain" else [])
 
 
-def elsewhere(recipe: Recipe, train: TrainConfig, cluster: Cluster) -> Lines:
-    """The layout to take on another cluster, why, and what training would take there.
+def elsewhere(recipe: Recipe, cluster: Cluster, *, finetunes: bool = True) -> Lines:
+    """The layout to take on another cluster for pretraining, why, and what each training would take there.
 
     Raises: CapacityError if no layout fits, RecipeError if none divides.
     """
-    choice = choose(recipe.model, recipe.tokenize.vocab_size, recipe.tokenize.row_tokens, train, cluster)
-    best, layout = choice.best, choice.best.layout
-    degrees = {kind: degree for kind, degree in layout.model_dump().items() if degree not in (None, 1)}
-    settings = {"cluster.workers": cluster.gpus} | {f"cluster.layout.{kind}": degree for kind, degree in degrees.items()}
-    settings |= {"train.micro_batch_size": best.micro_batch_size, "train.activation_checkpointing": best.checkpointing}
-    found = [
-        (
-            "layout",
-            f"{best.name}, on {cluster.gpus} × {cluster.chip.name} of {cluster.memory_gib:.0f} GiB, {cluster.gpus_per_node} a machine",
-        )
-    ]
-    parts = {"arithmetic": best.compute_seconds, "visible exchange": best.exchange_seconds, "idle stages": best.bubble_seconds}
-    found.append(("step", f"{best.seconds:.3g} s: " + ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds)))
+    vocab_size, row_tokens, train = recipe.tokenize.vocab_size, recipe.tokenize.row_tokens, recipe.train
+    choice = choose(recipe.model, vocab_size, row_tokens, train, cluster)
+    best, tuning = choice.best, _on_more_workers(recipe.finetune.train, choice.best)
+    tuned = finetuning(recipe.model, vocab_size, row_tokens, tuning, cluster, best)
+    found = _training(recipe, "pretrain", train) + _model(recipe, train) + _memory(best.memory, f" of {cluster.memory_gib:.0f} GiB")
+    machines = f"{cluster.gpus} × {cluster.chip.name} of {cluster.memory_gib:.0f} GiB, {cluster.gpus_per_node} a machine"
+    found += [("layout", f"{best.name}, on {machines}"), _step(best)]
     found += [("why not" if number == 0 else "", reason) for number, reason in enumerate(choice.why[:MOST_REASONS])]
-    found.append(("set", " ".join(f"--set {name}={value}" for name, value in settings.items())))
+    found.append(("set", " ".join(f"--set {name}={value}" for name, value in _settings(recipe, cluster, best, tuned, tuning).items())))
+    found += _cost_there(recipe, train, cluster, best) + _data(cost.data(recipe, train, None))  # its text lies there
+    if finetunes:
+        found += _training(recipe, "finetune", tuning) + _memory(tuned.memory, f" of {cluster.memory_gib:.0f} GiB") + [_step(tuned)]
+        found += _cost_there(recipe, tuning, cluster, tuned)
+    return found
+
+
+def _on_more_workers(train: TrainConfig, best: Candidate) -> TrainConfig:
+    """A finetuning whose batch is as much larger as a layout's workers and stages need, without a ramp."""
+    parts = best.replicate * best.layout.shard * best.layout.pipeline
+    return train.model_copy(update={"global_batch_size": -(-train.global_batch_size // parts) * parts, "ramp": None})
+
+
+def _settings(recipe: Recipe, cluster: Cluster, best: Candidate, tuned: Candidate, tuning: TrainConfig) -> dict[str, object]:
+    """What to change in the recipe for a layout, so that it loads."""
+    given, before = recipe.cluster, recipe.finetune.train
+    settings: dict[str, object] = {"cluster.workers": cluster.gpus}
+    degrees = best.layout.model_dump() | {"replicate": best.replicate if given.layout.replicate else None}
+    settings |= {f"cluster.layout.{kind}": degree for kind, degree in degrees.items() if degree != getattr(given.layout, kind)}
+    if given.min_workers and given.min_workers > cluster.gpus:
+        settings["cluster.min_workers"] = "null"
+    if given.in_process and cluster.gpus > 1:
+        settings["cluster.in_process"] = "false"
+    settings |= {"train.micro_batch_size": best.micro_batch_size, "train.activation_checkpointing": best.checkpointing}
+    if tuning.global_batch_size != before.global_batch_size:
+        settings["finetune.train.global_batch_size"] = tuning.global_batch_size
+    if before.ramp:
+        settings["finetune.train.ramp"] = "null"
+    if tuned.micro_batch_size != before.micro_batch_size:
+        settings["finetune.train.micro_batch_size"] = tuned.micro_batch_size
+    if tuned.checkpointing != before.activation_checkpointing:
+        settings["finetune.train.activation_checkpointing"] = tuned.checkpointing
+    return settings
+
+
+def _training(recipe: Recipe, stage: str, train: TrainConfig) -> Lines:
+    return [(stage, f"{train.steps:,} steps of {train.global_batch_size:,} rows of {recipe.tokenize.row_tokens:,} tokens")]
+
+
+def _step(chosen: Candidate) -> tuple[str, str]:
+    parts = {"arithmetic": chosen.compute_seconds, "visible exchange": chosen.exchange_seconds, "idle stages": chosen.bubble_seconds}
+    return "step", f"{chosen.seconds:.3g} s: " + ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds)
+
+
+def _cost_there(recipe: Recipe, train: TrainConfig, cluster: Cluster, chosen: Candidate) -> Lines:
+    """Of a training on another cluster."""
     enlarged = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"workers": cluster.gpus})})
-    chosen = train.model_copy(update={"micro_batch_size": best.micro_batch_size, "activation_checkpointing": best.checkpointing})
-    rate = train.global_batch_size * recipe.tokenize.row_tokens / best.seconds
+    changed = train.model_copy(update={"micro_batch_size": chosen.micro_batch_size, "activation_checkpointing": chosen.checkpointing})
     this = Machine("cuda", cluster.chip.name, cluster.gpus, int(cluster.memory_gib * 2**30))
-    data = cost.data(recipe, train, None)  # its text lies there
-    return (
-        _model(recipe)
-        + _memory(best.memory, f" of {cluster.memory_gib:.0f} GiB")
-        + found
-        + _cost(enlarged, chosen, this, cluster.chip, rate)
-        + _data(data)
-    )
+    return _cost(enlarged, changed, this, cluster.chip, train.global_batch_size * recipe.tokenize.row_tokens / chosen.seconds)
 
 
-def _model(recipe: Recipe) -> Lines:
+def _model(recipe: Recipe, train: TrainConfig) -> Lines:
     vocab_size = recipe.tokenize.vocab_size
     whole, active = sizes.parameters(recipe.model, vocab_size), sizes.active_parameters(recipe.model, vocab_size)
-    flops = shape.flops_per_token(shape.of(recipe.model, vocab_size), recipe.tokenize.row_tokens)
     visited = f", {active:,} of them for each token" if active < whole else ""
-    return [("model", f"{whole:,} parameters{visited}, {_count(flops)}FLOPs a token")]
+    return [("model", f"{whole:,} parameters{visited}, {_count(cost.flops_per_token(recipe, train))}FLOPs a token")]
 
 
 def _memory(needed: Memory, have: str = "") -> Lines:
@@ -80,6 +123,7 @@ def _memory(needed: Memory, have: str = "") -> Lines:
         "activations": needed.activations_bytes,
         "logits": needed.logits_bytes,
         "checkpoint copy": needed.checkpoint_bytes,
+        "teacher": needed.teacher_bytes,
         "libraries": needed.process_bytes,
     }
     if needed.heap_share:

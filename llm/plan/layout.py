@@ -7,6 +7,7 @@ that arithmetic can't hide, and the bubble of a pipeline. Of those that fit and 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ from llm.errors import CapacityError, RecipeError
 from llm.model import shape
 from llm.model.config import ModelConfig
 from llm.model.shape import Shape
-from llm.plan import memory
+from llm.plan import memory, teachers
 from llm.plan.cost import EXPECTED_MFU, RECOMPUTED
 from llm.plan.memory import Memory, Worker
 from llm.train.config import TrainConfig
@@ -128,7 +129,7 @@ def _candidates(model: ModelConfig, vocab_size: int, row_tokens: int, train: Tra
 
     Matrices are split inside a machine only, stages have as many layers each, and parts of a row stay long.
     """
-    whole = shape.of(model, vocab_size)
+    whole = shape.of(model, vocab_size, train.objective)
     powers = [2**power for power in range(13) if 2**power <= cluster.gpus]
     for tensor, pipeline, context in itertools.product(powers, powers, powers):
         inner = tensor * pipeline * context
@@ -146,7 +147,7 @@ def _fastest(
 ) -> Iterator[Candidate]:
     """The layout with the fastest micro-batch and checkpointing that fit, or else those that need least memory."""
     replicate, found = cluster.gpus // layout.model_workers, []
-    rows, uneven = divmod(train.global_batch_size, replicate * layout.shard)
+    rows, uneven = divmod(math.gcd(train.global_batch_size, train.ramp.rows if train.ramp else 0), replicate * layout.shard)
     sizes = [size for size in MICRO_BATCH_SIZES if rows % size == 0 and not uneven]
     for size, checkpointing in itertools.product(sizes, CHECKPOINTING):
         changed = train.model_copy(update={"micro_batch_size": size, "activation_checkpointing": checkpointing})
@@ -160,6 +161,21 @@ def _fastest(
         yield min(fitting, key=lambda candidate: candidate.seconds)
     elif found:
         yield min(found, key=lambda candidate: candidate.memory.peak_bytes)
+
+
+def finetuning(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainConfig, cluster: Cluster, best: Candidate) -> Candidate:
+    """The same layout with the micro-batch and checkpointing that suit a finetuning on a batch of these rows.
+
+    Raises: RecipeError if the layout doesn't divide the batch.
+    """
+    found = next(_fastest(shape.of(model, vocab_size, train.objective), model, row_tokens, train, cluster, best.layout), None)
+    if found is None:
+        raise RecipeError(
+            f"layout {best.name} can't finetune",
+            value=f"{train.global_batch_size} rows on {cluster.gpus} GPUs",
+            remedy="set finetune.train as train is set, or finetune.train.global_batch_size to a multiple of the GPUs",
+        )
+    return found
 
 
 def _trains(layout: LayoutConfig, model: ModelConfig, train: TrainConfig, row_tokens: int, workers: int) -> bool:
@@ -192,9 +208,9 @@ def step_seconds(
     rate /= 1 + TENSOR_SLOWDOWN * (layout.tensor.bit_length() - 1)
     rate *= tokens / (tokens + 512)  # short matrices don't fill a GPU
     share = layout.tensor * layout.pipeline
-    slowest = (whole.active + (layout.pipeline - 1) * whole.head) / whole.active
-    compute = micro_batches * tokens * shape.flops_per_token(whole, row_tokens) * slowest / share / rate
-    compute *= RECOMPUTED[train.activation_checkpointing]
+    slowest = (whole.active + (layout.pipeline - 1) * whole.told * whole.head) / whole.active
+    flops = shape.flops_per_token(whole, row_tokens) * slowest / share * RECOMPUTED[train.activation_checkpointing]
+    compute = micro_batches * tokens * (flops + teachers.flops_per_token(train, row_tokens)) / rate
     number_bytes = 4 if precision == "fp32" else 2
     weights = whole.parameters / share
     spread = layout.tensor * layout.context

@@ -80,10 +80,10 @@ def measure(
     return Measured(**json.loads(answer.stdout.splitlines()[-1]))
 
 
-def measure_recipe(recipe: Recipe) -> Measured:
-    """A few steps of the recipe's pretraining by one of its workers."""
+def measure_recipe(recipe: Recipe, train: TrainConfig) -> Measured:
+    """A few steps of one of the recipe's trainings by one of its workers."""
     sizes = recipe.tokenize
-    return measure(recipe.model, sizes.vocab_size, sizes.row_tokens, recipe.train, recipe.cluster)
+    return measure(recipe.model, sizes.vocab_size, sizes.row_tokens, train, recipe.cluster)
 
 
 def _shortened(train: TrainConfig, workers: int, steps: int) -> TrainConfig:
@@ -93,7 +93,7 @@ def _shortened(train: TrainConfig, workers: int, steps: int) -> TrainConfig:
         "global_batch_size": max(train.micro_batch_size, train.global_batch_size // workers),
         "ramp": None,
         "initial": None,
-        "schedule": train.schedule.model_dump() | {"warmup_steps": 0},
+        "schedule": train.schedule.model_dump() | {"warmup_steps": 0, "decay_steps": None},
         "validation_rows": 0,
         "stop_after_validations": None,
         "checkpoint_every_steps": steps,

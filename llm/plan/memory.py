@@ -9,6 +9,7 @@ from llm.errors import CapacityError
 from llm.model import shape
 from llm.model.config import ModelConfig
 from llm.model.shape import Layer, Saved, Shape
+from llm.plan import teachers
 from llm.train.config import TrainConfig
 from llm.train.parallel.config import LayoutConfig
 
@@ -50,6 +51,7 @@ class Memory:
     backward_bytes: int  # what one layer's backward pass needs for itself, casts and gathered weights
     update_bytes: int  # what the optimizer needs for itself
     checkpoint_bytes: int  # the copy that checkpoints are written from
+    teacher_bytes: int  # weights of a model that is only asked
     process_bytes: int
     heap_share: float  # what the allocator holds beyond that, over all but the process
     gradients_stay: bool  # several micro-batches or workers: gradients are there during the backward pass
@@ -57,7 +59,7 @@ class Memory:
     @property
     def moments(self) -> dict[Moment, int]:
         """Bytes at the two moments that can be the fullest: the turn from forward to backward, and the optimizer's update."""
-        states = self.parameters_bytes + self.optimizer_bytes + self.checkpoint_bytes
+        states = self.parameters_bytes + self.optimizer_bytes + self.checkpoint_bytes + self.teacher_bytes
         kept = self.gradients_bytes if self.gradients_stay else 0
         passing = (self.logits_bytes, self.backward_bytes)  # one after the other, but on a heap in one another's way
         turn = states + kept + self.activations_bytes + (sum(passing) if self.heap_share else max(passing))
@@ -84,7 +86,7 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
     Source: states by degree of sharding, ZeRO, https://arxiv.org/abs/1910.02054, figure 1; sequence parallelism,
     https://arxiv.org/abs/2205.05198, section 4.2.
     """
-    whole, layout = shape.of(model, vocab_size), worker.layout
+    whole, layout, teacher = shape.of(model, vocab_size), worker.layout, teachers.shape_of(train)
     number_bytes = 2 if worker.bf16 else 4
     mine = _share(whole, layout)
     parameters = 4 * mine.parameters // layout.shard
@@ -104,6 +106,7 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
         backward_bytes=int(one_layer + 4 * mine.head + casts + gathered + bucket),
         update_bytes=int(_update_bytes(mine, train) + bucket),
         checkpoint_bytes=parameters + states if worker.copies_state and worker.device == "cpu" else 0,
+        teacher_bytes=4 * teacher.parameters if teacher else 0,
         process_bytes=PROCESS_BYTES[worker.device],
         heap_share=worker.heap_share,
         gradients_stay=_micro_batches(train, worker) > 1 or worker.replicas > 1,
@@ -144,7 +147,7 @@ def _share(whole: Shape, layout: LayoutConfig) -> Shape:
     blocks = sum(layer.count * layer.parameters for layer in layers)
     around = (whole.parameters - whole.blocks) // layout.tensor
     head = whole.head // layout.tensor
-    return Shape(whole.width, whole.vocab_size, layers, head, whole.tied, whole.causal, blocks + around)
+    return replace(whole, layers=layers, head=head, parameters=blocks + around)
 
 
 def _optimizer_bytes(mine: Shape, train: TrainConfig) -> int:

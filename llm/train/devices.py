@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,6 +32,8 @@ class Device:
 # NVIDIA's data sheets: dense rates, SXM variants unless the name says otherwise; NVLink and PCIe one way.
 DEVICES = (
     Device("B200", 2250e12, 4500e12, 1100e12, 180, 7.7e12, 900e9, 1000),
+    Device("GB200", 2500e12, 5000e12, 1250e12, 186, 8.0e12, 900e9, 1200),
+    Device("GH200", 989e12, 1979e12, 495e12, 96, 4.0e12, 450e9, 700),
     Device("H200", 989e12, 1979e12, 495e12, 141, 4.8e12, 450e9, 700),
     Device("H100 PCIe", 756e12, 1513e12, 378e12, 80, 2.0e12, 64e9, 350),
     Device("H100", 989e12, 1979e12, 495e12, 80, 3.35e12, 450e9, 700),
@@ -38,17 +41,19 @@ DEVICES = (
     Device("L40S", 362e12, 733e12, 183e12, 48, 0.864e12, 32e9, 350),
     Device("L4", 121e12, 242e12, 60e12, 24, 0.3e12, 32e9, 72),
     Device("A10", 125e12, 125e12, 62e12, 24, 0.6e12, 32e9, 150),
+    Device("A10G", 70e12, 70e12, 35e12, 24, 0.6e12, 32e9, 300),
     Device("V100", 125e12, 125e12, 15.7e12, 32, 0.9e12, 150e9, 300),
     Device("T4", 65e12, 65e12, 8.1e12, 16, 0.32e12, 16e9, 70),
     Device("RTX 4090", 165e12, 330e12, 82e12, 24, 1.0e12, 32e9, 450),
     Device("RTX 3090", 71e12, 71e12, 35.5e12, 24, 0.936e12, 32e9, 350),
 )
-UNKNOWN_GPU = replace(DEVICES[4], name="unknown GPU", watts=WATTS_PER_GPU)  # taken for an A100
+A100 = next(device for device in DEVICES if device.name == "A100")
+UNKNOWN_GPU = replace(A100, name="unknown GPU", watts=WATTS_PER_GPU)
 CPU_CORE = Device("CPU core", 100e9, 100e9, 50e9, 0, 10e9, 10e9, WATTS_PER_CPU_CORE)  # AVX2 at 3 GHz; `measured_cpu` knows better
 
 
 def named(name: str) -> Device:
-    """The device whose name is part of this one, as torch or a person gives it.
+    """The device whose name is part of this one, word by word, as torch or a person gives it.
 
     Raises: RecipeError if none is.
     Example:
@@ -67,8 +72,8 @@ def gpu(name: str) -> Device:
 
 
 def _find(name: str) -> Device | None:
-    words = name.lower().replace("-", " ")
-    return next((device for device in DEVICES if all(word in words.split() or word in words for word in device.name.lower().split())), None)
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    return next((device for device in DEVICES if words.issuperset(device.name.lower().split())), None)
 
 
 @cache
