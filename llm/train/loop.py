@@ -68,9 +68,10 @@ class Attempt:
         check_sizes(job, world)
         self.layout = Layout.over(world, job.cluster.layout)
         self.stops = StopRequests(job.work, world)
-        self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size)
+        rows = math.ceil(job.train.global_batch_size / self.layout.data_size)
+        self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size, rows)
         self.resume()
-        self.log = StepLog(job, self.stream.rows, world)
+        self.log = StepLog(job, self.stream.rows, self.layout)
 
     def resume(self) -> None:
         """The state of the newest checkpoint, or the first one."""
@@ -135,6 +136,7 @@ class Attempt:
             batches = self.stream.training(first, count, size)
         state.model.zero_grad()
         forget_loads(state.model)
+        self.log.begin_pass()
         counts = self.totals([state.learner.counts(batch) for batch in batches])
         if not counts["loss"]:
             raise DataError("a batch has no target that counts", value=self.job.rows, remedy="set train.global_batch_size higher")
@@ -217,3 +219,4 @@ class Attempt:
         """End what runs beside the steps."""
         if hasattr(self, "state"):  # a return to a checkpoint that failed has none
             self.state.checkpoints.close()
+        self.log.close()

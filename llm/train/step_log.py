@@ -12,7 +12,7 @@ from llm.train import schedule
 from llm.train.budget import exceeded
 from llm.train.job import TrainJob
 from llm.train.meter import Meter, Phase
-from llm.train.parallel.world import World
+from llm.train.parallel.layout import Layout
 from llm.train.profile import Trace
 from llm.train.state import State
 from llm.train.stop import StopRequests
@@ -21,15 +21,26 @@ from llm.train.stop import StopRequests
 class StepLog:
     """The clocks of one attempt. Nothing of it enters the history, which is the same whenever and wherever a job is trained."""
 
-    def __init__(self, job: TrainJob, rows: Rows, world: World) -> None:
-        self.job, self.rows, self.world, self.began = job, rows, world, time.monotonic()
+    def __init__(self, job: TrainJob, rows: Rows, layout: Layout) -> None:
+        self.job, self.rows, self.world, self.began = job, rows, layout.world, time.monotonic()
         self.ended = self.began
-        self.meter = Meter(job.model, rows.vocab_size, rows.row_tokens, world, precision=job.train.precision)
-        self.trace = Trace(job.cluster.profile_steps, job.work, world.rank)
+        self.meter = Meter(
+            job.model,
+            rows.vocab_size,
+            rows.row_tokens,
+            layout.world,
+            precision=job.train.precision,
+            exchanges_last=not layout.shares_parameters,
+        )
+        self.trace = Trace(job.cluster.profile_steps, job.work, layout.world.rank)
 
     def phase(self, name: Phase) -> AbstractContextManager[None]:
         """Count what happens inside towards a phase of the step."""
         return self.meter.phase(name)
+
+    def begin_pass(self) -> None:
+        """A pass over the micro-batches of a step begins; one that ran out of memory before is forgotten."""
+        self.meter.begin()
 
     def mark(self) -> None:
         """A micro-batch begins or ends: the last one of a step also exchanges gradients, which is how long that takes."""
@@ -53,6 +64,10 @@ class StepLog:
         if self.world.rank == 0:
             clock = {"seconds": round(time.monotonic() - self.began, 3), "step_seconds": round(seconds, 6), "steps": self.job.train.steps}
             metrics.append(self.job.work / "metrics.jsonl", record | readings | clock)
+
+    def close(self) -> None:
+        """Write the trace of a run that ends among the steps to be traced."""
+        self.trace.close()
 
     def cost(self, state: State) -> dict[str, Any]:
         """What the training took, every attempt's counted steps included."""
