@@ -24,6 +24,7 @@ from llm.model import shape
 from llm.model.config import ModelConfig
 from llm.train import devices
 from llm.train.devices import Device
+from llm.train.objective.config import ObjectiveConfig
 from llm.train.parallel.world import World
 from llm.train.precision import Precision, resolve
 
@@ -43,11 +44,12 @@ class Meter:
         *,
         precision: Precision = "fp32",
         exchanges_last: bool = False,
+        objective: ObjectiveConfig | None = None,
     ) -> None:
         """`exchanges_last`: workers talk in the last micro-batch alone, as DistributedDataParallel does; it shows what that costs."""
         self.world, self.precision = world, resolved(precision, world.device)
         self.exchanges_last = exchanges_last and world.size > 1
-        self.flops_per_token = shape.flops_per_token(shape.of(model, vocab_size), row_tokens)
+        self.flops_per_token = shape.flops_per_token(shape.of(model, vocab_size, objective), row_tokens)
         self.device = chip(world.device)
         self.seconds: dict[str, float] = {}
         self.marks: list[float | torch.cuda.Event] = []

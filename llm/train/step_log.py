@@ -31,6 +31,7 @@ class StepLog:
             layout.world,
             precision=job.train.precision,
             exchanges_last=not layout.shares_parameters,
+            objective=job.train.objective,
         )
         self.trace = Trace(job.cluster.profile_steps, job.work, layout.world.rank)
 

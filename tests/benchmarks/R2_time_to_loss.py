@@ -29,6 +29,8 @@ import numpy as np
 HERE = Path(__file__).parent
 PEER = HERE / "peers" / "nanogpt_loss.py"
 SEEDS = (1, 2, 3)
+PEER_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
+RATES = ((0.005, 0.01), (0.01, 0.01), (0.02, 0.02), (0.04, 0.02))  # Muon's, AdamW's
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,39 @@ class Case:
     steps: int
     warmup: int
     beta2: float
-    peer_rates: tuple[float, ...]
-    rates: tuple[tuple[float, float], ...]  # Muon's, AdamW's
 
 
 CASES = (
     # sizes and steps of nanoGPT's README for a laptop
-    Case("characters", 64, 12, 128, 4, 4, 344, 2000, 100, 0.99, (2e-3, 4e-3, 8e-3, 1.6e-2), ((0.005, 0.01), (0.01, 0.01), (0.02, 0.02), (0.04, 0.02))),
+    Case(
+        "characters",
+        64,
+        12,
+        128,
+        4,
+        4,
+        344,
+        2000,
+        100,
+        0.99,
+        (2e-3, 4e-3, 8e-3, 1.6e-2),
+        ((0.005, 0.01), (0.01, 0.01), (0.02, 0.02), (0.04, 0.02)),
+    ),
     # 4 M parameters over 4,096 ids, 20 MB of text
-    Case("20 MB", 256, 32, 224, 5, 7, 600, 400, 40, 0.95, (2e-3, 4e-3, 8e-3, 1.6e-2), ((0.005, 0.01), (0.01, 0.01), (0.02, 0.02), (0.04, 0.02))),
+    Case(
+        "20 MB",
+        256,
+        32,
+        224,
+        5,
+        7,
+        600,
+        400,
+        40,
+        0.95,
+        (2e-3, 4e-3, 8e-3, 1.6e-2),
+        ((0.005, 0.01), (0.01, 0.01), (0.02, 0.02), (0.04, 0.02)),
+    ),
 )
 
 
@@ -67,8 +93,8 @@ def measure(only: str = "") -> Iterator[dict[str, Any]]:
 
 def compare(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
     bytes_per_token = prepare(case, folder)
-    peer_rate = min(case.peer_rates, key=lambda rate: last(peer(case, folder, rate, SEEDS[0])))
-    our_rates = min(case.rates, key=lambda rates: last(ours(case, folder, rates, SEEDS[0])))
+    peer_rate = min(PEER_RATES, key=lambda rate: last(peer(case, folder, rate, SEEDS[0])))
+    our_rates = min(RATES, key=lambda rates: last(ours(case, folder, rates, SEEDS[0])))
     peers, own = [], []
     for seed in SEEDS:  # A B B A, so that a slow machine slows both
         for side in ("peer", "ours") if seed % 2 else ("ours", "peer"):

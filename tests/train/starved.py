@@ -65,6 +65,8 @@ def main(work: Path, meeting: Path, rank: int, size: int, mebibytes: int) -> Non
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     try:
         learn(work, World(rank, size, torch.device("cpu")), mebibytes)
+        if size > 1:
+            dist.destroy_process_group()
     except CapacityError as error:
         print(error, file=sys.stderr)
         sys.exit(RESTART if error.transient else 1)
