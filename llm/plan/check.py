@@ -36,6 +36,7 @@ def check(recipe: Recipe, store: Store) -> None:
         probe.touch()
         probe.unlink()
     _check_layout(recipe)
+    _check_gpus(recipe)
     text_bytes = available_text_bytes(recipe)
     _check_text(recipe, text_bytes)
     _check_memory(recipe)
@@ -78,6 +79,13 @@ def _check_layout(recipe: Recipe) -> None:
     cluster, row_tokens = recipe.cluster, recipe.tokenize.row_tokens
     for train in _trainings(recipe).values():
         layout_check.check(cluster.layout, recipe.model, train, row_tokens, cluster.workers)
+
+
+def _check_gpus(recipe: Recipe) -> None:
+    wanted, (names, _) = recipe.cluster.workers, machine.gpus()
+    if recipe.cluster.use_gpu is True and "RAY_ADDRESS" not in os.environ and len(names) < wanted:
+        remedy = f"set cluster.workers to {len(names)}" if names else "set cluster.use_gpu to false, or RAY_ADDRESS to a cluster"
+        raise CapacityError("more workers than GPUs", value=f"{wanted} workers, {len(names)} GPUs here", remedy=remedy)
 
 
 def _check_memory(recipe: Recipe) -> None:

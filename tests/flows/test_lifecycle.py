@@ -123,7 +123,7 @@ def test_a_damaged_artifact_is_computed_again_and_nothing_below_it(copied: Any) 
         (["train.stpes=5"], "error: RecipeError: unknown key in --set train.stpes: train.stpes; did you mean `steps`?"),
         (["tokenize.vocab_size=60000000"], "error: RecipeError: vocabulary of 60000000 pieces is larger than the text supports"),
         (["collect.sources.0.path=/nowhere"], "/nowhere"),
-        (["model.width=1000000", "model.ffn_width=1000000"], "error: CapacityError: training needs more memory than this machine has"),
+        (["model.width=1000000", "model.ffn_width=1000000"], "error: CapacityError: training needs more memory than there is"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(finished: Any, tmp_path: Path, settings: list[str], message: str) -> None:

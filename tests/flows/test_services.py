@@ -78,7 +78,7 @@ def test_up_again_starts_nothing(up: Up) -> None:
 def test_every_flow_is_deployed_and_the_schedule_makes_runs(up: Up) -> None:
     deployed = {found["name"]: found for found in up.post("deployments/filter", {})}
     flows = {found["name"] for found in up.post("flows/filter", {})}
-    assert flows == {"prepare", "pretrain", "finetune", "lifecycle"}
+    assert flows == {"prepare", "pretrain", "finetune", "lifecycle", "sweep"}
     assert deployed["nightly"]["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert deployed["nightly"]["global_concurrency_limit"]["limit"] == 1
     deadline = time.monotonic() + 120

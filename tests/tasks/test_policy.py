@@ -21,6 +21,7 @@ HEALED = [
     (errors.DataError, False),
     (errors.ArtifactError, False),
     (errors.DivergenceError, False),
+    (errors.StoppedError, False),
     (errors.CapacityError, False),
     (errors.DependencyError, False),
     (errors.PromotionError, False),
