@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def group(job: TrainJob, folder: Path, moments: list[int], chance: random.Random
         if moment is None:
             assert [process.wait(timeout=PATIENCE_SECONDS) for process in processes] == [0, 0], (folder / "log").read_text()[-2000:]
             return
-        reach(moment, job, lambda: all(process.poll() is None for process in processes), chance)  # noqa: B023
+        reach(moment, job, processes, folder / "log", chance)
         chance.choice(processes).kill()
         note("group worker", job, began, left)
         for process in processes:
@@ -99,8 +98,8 @@ def through_ray(job: TrainJob, folder: Path, moments: list[int], chance: random.
     (home / "run").write_bytes(pickle.dumps((job, cluster)))
     driver = start_driver(home, folder)
     for moment, kind in zip(moments, itertools.cycle(("RayTrainWorker", "driver", "gcs_server")), strict=False):
-        began, left, family = time.monotonic(), unfinished(job), driver
-        reach(moment, job, lambda: family.poll() is None, chance)  # noqa: B023
+        began, left = time.monotonic(), unfinished(job)
+        reach(moment, job, [driver], folder / "log", chance)
         children = psutil.Process(driver.pid).children(recursive=True)
         victims = [psutil.Process(driver.pid)] if kind == "driver" else [child for child in children if kind in " ".join(command(child))]
         chance.choice(victims).kill()
@@ -137,11 +136,12 @@ def end(process: psutil.Process | None, patience_seconds: float = 20.0) -> None:
             process.kill()
 
 
-def reach(moment: int, job: TrainJob, alive: Callable[[], bool], chance: random.Random) -> None:
+def reach(moment: int, job: TrainJob, processes: list[subprocess.Popen[bytes]], log: Path, chance: random.Random) -> None:
     """Return a random instant after a step from `moment` on was reported by the attempt at hand."""
     deadline, earlier = time.monotonic() + PATIENCE_SECONDS, len(reported(job.work))
     while max(reported(job.work)[earlier:], default=0) < moment:
-        assert alive(), "the training ended before the kill's moment"
+        ended = [process.returncode for process in processes if process.poll() is not None]
+        assert not ended, f"the training ended with {ended} before step {moment}; {log.read_text()[-3000:]}"
         assert time.monotonic() < deadline, "the kill's moment never came"
         time.sleep(0.001)
     time.sleep(chance.uniform(0, 0.05))
