@@ -42,7 +42,7 @@ def main(kills: int, with_ray: int, seed: int) -> int:
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="trainyard-kills-") as name:
         folder = Path(name)
-        job = make_job(folder, steps=STEPS_PER_KILL * (kills - with_ray) + 60)
+        job = make_job(folder, steps=STEPS_PER_KILL * max(kills - with_ray, with_ray) + 60)
         works = {kind: replace(job, work=folder / kind) for kind in ("undisturbed", "group", "ray")}
         group(works["undisturbed"], folder, [], chance)
         group(works["group"], folder, moments(job, kills - with_ray, chance), chance)
