@@ -35,6 +35,7 @@ PROCESS, DRIVER = TESTS / "train" / "stoppable.py", TESTS / "cluster" / "driver.
 ROW_TOKENS, VOCAB_SIZE, CHECKPOINT_EVERY_STEPS = 32, 64, 10
 STEPS_PER_KILL = 15
 PATIENCE_SECONDS = 300.0
+HEADLESS_SECONDS = 2.0  # workers train on without Ray's head: left alone, they would be done before the next kill
 
 
 def main(kills: int, with_ray: int, seed: int) -> int:
@@ -106,7 +107,7 @@ def through_ray(job: TrainJob, folder: Path, moments: list[int], chance: random.
         note(kind, job, began, left)
         if kind != "RayTrainWorker":
             with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.wait(timeout=120)  # a driver gives up on a lost head by itself
+                driver.wait(timeout=HEADLESS_SECONDS)
             for process in (psutil.Process(driver.pid) if driver.poll() is None else None, *children):
                 end(process, patience_seconds=0)
             driver.wait()
