@@ -64,9 +64,19 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| id | metric | ours | peer | unit | ratio | goal | met | equal |", "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         peer = "–" if row["peer"] is None else f"{row['peer']} {row['peer_value']:.3g}"
-        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        cells = (row["id"], row["metric"], f"{row['ours']:.3g}", peer, row["unit"], ratio, row["goal"], row["met"], row["equal"])
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        ratio = None if row["ratio"] is None else f"{row['ratio']:.2f}"
+        cells = (
+            row["id"],
+            row["metric"],
+            f"{row['ours']:.3g}",
+            peer,
+            row["unit"],
+            ratio,
+            row["goal"] or "no goal",
+            row["met"],
+            row["equal"],
+        )
+        lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in cells) + " |")
     return lines
 
 
