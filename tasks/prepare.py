@@ -1,12 +1,20 @@
-"""Raw text to training rows: collect, clean, dedup, tokenize."""
+"""Raw text to training rows: collect, clean, dedup, tokenize; in this process, or spread over a cluster."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 from prefect import task
 
+from llm.artifact import Store
+from llm.data.parts import Workshop, one_by_one
 from llm.recipe import Recipe
 from llm.run import refs
-from llm.stages import Job
+from llm.stages import STAGES, Job
 from tasks.policy import policy, produce
 
 
@@ -16,7 +24,7 @@ def collect(job: Job) -> dict[str, str]:
     from llm.data.collect import collect
 
     config = Recipe.model_validate(job.recipe).collect
-    return produce(job, lambda out: collect(config, out))
+    return produce(job, lambda out: collect(config, out, workshop(job)))
 
 
 @task(**policy("clean"))
@@ -25,7 +33,7 @@ def clean(job: Job) -> dict[str, str]:
     from llm.data.clean import clean
 
     config = Recipe.model_validate(job.recipe).clean
-    return produce(job, lambda out: clean(refs(job.parents)["collected"], out, config))
+    return produce(job, lambda out: clean(refs(job.parents)["collected"], out, config, workshop(job)))
 
 
 @task(**policy("dedup"))
@@ -34,7 +42,7 @@ def dedup(job: Job) -> dict[str, str]:
     from llm.data.dedup import dedup
 
     config = Recipe.model_validate(job.recipe).dedup
-    return produce(job, lambda out: dedup(refs(job.parents)["cleaned"], out, config))
+    return produce(job, lambda out: dedup(refs(job.parents)["cleaned"], out, config, workshop(job)))
 
 
 @task(**policy("tokenize"))
@@ -43,4 +51,23 @@ def tokenize(job: Job) -> dict[str, str]:
     from llm.data.encode import tokenize
 
     config = Recipe.model_validate(job.recipe).tokenize
-    return produce(job, lambda out: tokenize(refs(job.parents)["deduped"], out, config))
+    return produce(job, lambda out: tokenize(refs(job.parents)["deduped"], out, config, workshop(job)))
+
+
+def workshop(job: Job) -> Workshop:
+    """Where the job's parts are kept, and who makes them."""
+    code = {name: job.ingredients[name] for name in ("code", "packages")}
+    return Workshop(Store(Path(job.store)).root / job.stage / ".parts", code, partial(_spread, job))
+
+
+def _spread(job: Job, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Over the recipe's cluster if it has several workers or RAY_ADDRESS names one, and there is more than one thing to do."""
+    cluster = Recipe.model_validate(job.recipe).cluster
+    if len(items) < 2 or (cluster.workers == 1 and "RAY_ADDRESS" not in os.environ):
+        yield from one_by_one(function, items)
+        return
+    from llm.cluster.connect import connected
+    from llm.cluster.spread import on_ray
+
+    with connected(cluster, Path(job.store)):
+        yield from on_ray(function, items, code=STAGES[job.stage].code)

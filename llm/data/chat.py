@@ -14,7 +14,7 @@ import numpy as np
 from llm.artifact import write_json
 from llm.data.config import ChatConfig
 from llm.data.docstrings import conversation, functions
-from llm.data.document import Books, Quarantined, read_documents, write_json_lines
+from llm.data.document import Books, Quarantined, read_shards, write_json_lines
 from llm.data.hashing import fingerprints, share
 from llm.data.split import SPLITS, require_all, split_of
 from llm.data.template import Conversation, Turn, encode, turns
@@ -110,7 +110,7 @@ def _objection(found: Conversation, asked: set[str], tokenizer: Tokenizer, row_t
 def _docstring_pairs(deduped: Path, config: ChatConfig) -> Iterator[Found]:
     """Held-out modules first, so that of two equal questions the held-out one stays and training never sees it."""
     for split in reversed(SPLITS):
-        for document in read_documents(deduped / f"{split}.parquet"):
+        for document in read_shards(deduped, split):
             if document.language != "python":
                 continue
             try:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import trafilatura
 
 from llm.artifact import write_json
 from llm.data.config import CleanConfig
-from llm.data.document import Books, Document, Verdict, read_shards, write_json_lines, write_shards
+from llm.data.document import Books, Document, Verdict, concatenate, read_documents, write_json_lines, write_shards
+from llm.data.parts import Workshop, link, shards
 from llm.data.quality import is_code, judge
 from llm.errors import DataError
 
@@ -34,14 +36,17 @@ _controls = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufeff]")  # all but tab
 _trailing_blanks = re.compile("[ \t]+$", re.MULTILINE)
 
 
-def clean(collected: Path, out: Path, config: CleanConfig) -> dict[str, Any]:
+def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop) -> dict[str, Any]:
     """Shards of repaired documents that pass every rule; the others go to `dropped.jsonl` with reason and score.
 
     Raises: DataError if nothing passes.
     """
-    books, dropped = Books(), list[dict[str, Any]]()
-    write_shards(out, _passing(collected, config, books, dropped))
-    write_json_lines(out / "dropped.jsonl", dropped)
+    pieces = shards(collected, "documents-*.parquet")
+    parts = workshop.made("clean", partial(clean_shard, config), pieces, settings=config.model_dump(mode="json"))
+    for number, path in enumerate(path for part in parts for path in part.files("documents-*.parquet")):
+        link(path, out / f"documents-{number:05d}.parquet")
+    concatenate((part.path / "dropped.jsonl" for part in parts), out / "dropped.jsonl")
+    books = Books.sum(part.counts for part in parts)
     books.check()
     write_json(out / "books.json", books.to_dict())
     if not books.kept:
@@ -50,8 +55,16 @@ def clean(collected: Path, out: Path, config: CleanConfig) -> dict[str, Any]:
     return books.to_dict()
 
 
-def _passing(collected: Path, config: CleanConfig, books: Books, dropped: list[dict[str, Any]]) -> Iterator[Document]:
-    for raw in read_shards(collected):
+def clean_shard(config: CleanConfig, shard: str, out: Path) -> dict[str, Any]:
+    """What is left of one shard, and what was dropped; its books."""
+    books, dropped = Books(), list[dict[str, Any]]()
+    write_shards(out, _passing(Path(shard), config, books, dropped))
+    write_json_lines(out / "dropped.jsonl", dropped)
+    return books.to_dict()
+
+
+def _passing(shard: Path, config: CleanConfig, books: Books, dropped: list[dict[str, Any]]) -> Iterator[Document]:
+    for raw in read_documents(shard):
         document = repair(raw)
         verdict = judge(document, config) if document.text else NO_MAIN_TEXT
         if verdict.keep:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llm.artifact import write_json
 from llm.data.config import DedupConfig
-from llm.data.document import Books, Document, read_shards, write_documents, write_json_lines
+from llm.data.document import Books, Document, read_documents, write_documents, write_json_lines
+from llm.data.parts import Piece, Workshop, link, shards
 from llm.data.similarity import Shingles, roots, shingles, similar_pairs, words
 from llm.data.split import SPLITS, require_all, split_of
 
@@ -36,23 +41,59 @@ class Fate:
     reason: str = ""
 
 
-def dedup(cleaned: Path, out: Path, config: DedupConfig) -> dict[str, Any]:
-    """`train.parquet`, `validation.parquet`, `test.parquet`: of exact and near duplicates the longest survives.
+def dedup(cleaned: Path, out: Path, config: DedupConfig, workshop: Workshop) -> dict[str, Any]:
+    """Shards `train-*`, `validation-*`, `test-*.parquet`: of exact and near duplicates the longest survives.
 
     Documents that are merely alike (from `link_threshold` on) are all kept, in one split, so that a test text has no
     close relative among the training texts.
 
     Raises: DataError if a split stays empty.
     """
-    fates = decide([_print(document, config) for document in read_shards(cleaned)], config)
+    pieces = shards(cleaned, "documents-*.parquet")
+    printed = workshop.made("prints", partial(print_shard, config.shingle_words), pieces, settings=config.shingle_words)
+    prints = [_load_prints(part.path) for part in printed]
+    fates = decide([each for shard in prints for each in shard], config)
     kept = {fate.id: fate.split for fate in fates if not fate.reason}
     result = _books(fates).to_dict() | {"splits": require_all(kept.values(), "dedup")}
+    places = [[kept.get(each.id, "") for each in shard] for shard in prints]
+    parts = workshop.made(
+        "split", split_shard, [Piece((piece.value, place), [piece.identity, place]) for piece, place in zip(pieces, places, strict=True)]
+    )
     for split in SPLITS:
-        members = (document for document in read_shards(cleaned) if kept.get(document.id) == split)
-        write_documents(out / f"{split}.parquet", members)
+        for number, path in enumerate(path for part in parts for path in part.files(f"{split}.parquet")):
+            link(path, out / f"{split}-{number:05d}.parquet")
     write_json_lines(out / "clusters.jsonl", _clusters(fates))
     write_json(out / "books.json", result)
     return result
+
+
+def print_shard(shingle_words: int, shard: str, out: Path) -> dict[str, Any]:
+    """The fingerprints of one shard's documents, in their order."""
+    prints = [_print(document, shingle_words) for document in read_documents(Path(shard))]
+    borders = np.cumsum([0, *(len(each.shingles) for each in prints)])
+    np.save(out / "shingles.npy", np.concatenate([each.shingles for each in prints] or [np.empty(0, np.uint64)]))
+    np.save(out / "borders.npy", borders)
+    write_json(out / "documents.json", [[each.id, each.size, each.digest.hex()] for each in prints])
+    return {"documents": len(prints)}
+
+
+def split_shard(value: tuple[str, list[str]], out: Path) -> dict[str, Any]:
+    """One shard's documents that are kept, each in its split; `places` names the split of each, or nothing."""
+    shard, places = value
+    for split in sorted(set(places) - {""}):
+        members = (document for document, place in zip(read_documents(Path(shard)), places, strict=True) if place == split)
+        write_documents(out / f"{split}.parquet", members)
+    write_json(out / "counts.json", {split: places.count(split) for split in SPLITS})
+    return {split: places.count(split) for split in SPLITS}
+
+
+def _load_prints(folder: Path) -> list[Print]:
+    shingles, borders = np.load(folder / "shingles.npy", mmap_mode="r"), np.load(folder / "borders.npy")
+    facts = json.loads((folder / "documents.json").read_text(encoding="utf-8"))
+    return [
+        Print(id, size, bytes.fromhex(digest), shingles[start:end])
+        for (id, size, digest), start, end in zip(facts, borders[:-1], borders[1:], strict=True)
+    ]
 
 
 def decide(prints: list[Print], config: DedupConfig) -> list[Fate]:
@@ -79,10 +120,10 @@ def _copy(copy: Print, original: Fate) -> Fate:
     return Fate(copy.id, original.split, original.survivor, "exact_duplicate")
 
 
-def _print(document: Document, config: DedupConfig) -> Print:
+def _print(document: Document, shingle_words: int) -> Print:
     tokens = words(document.text)
     digest = hashlib.sha256(" ".join(tokens).encode()).digest()
-    return Print(document.id, len(document.text), digest, shingles(tokens, config.shingle_words))
+    return Print(document.id, len(document.text), digest, shingles(tokens, shingle_words))
 
 
 def _books(fates: list[Fate]) -> Books:

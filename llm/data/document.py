@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from llm.errors import DataError
 
-SHARD_BYTES = 256_000_000
+SHARD_BYTES = 32_000_000  # what one core works on for a few seconds, and holds at a time
 GROUP_BYTES = 16_000_000
 
 
@@ -95,6 +96,16 @@ class Books:
         }
 
     @classmethod
+    def sum(cls, counts: Iterable[dict[str, Any]]) -> Books:
+        """The books of several pieces as one."""
+        total = cls()
+        for each in map(cls.from_dict, counts):
+            total.read, total.kept = total.read + each.read, total.kept + each.kept
+            total.dropped.update(each.dropped)
+            total.quarantined.update(each.quarantined)
+        return total
+
+    @classmethod
     def from_dict(cls, counts: dict[str, Any]) -> Books:
         return cls(counts["read"], counts["kept"], Counter(counts["dropped"]), Counter(counts["quarantined"]))
 
@@ -128,9 +139,9 @@ def read_documents(path: Path) -> Iterator[Document]:
             yield from map(_from_row, batch.to_pylist())
 
 
-def read_shards(folder: Path) -> Iterator[Document]:
-    """The documents of every `documents-*.parquet` in the folder, in order."""
-    for path in sorted(folder.glob("documents-*.parquet")):
+def read_shards(folder: Path, name: str = "documents") -> Iterator[Document]:
+    """The documents of every `<name>-*.parquet` in the folder, in order: `documents`, or after dedup a split."""
+    for path in sorted(folder.glob(f"{name}-*.parquet")):
         yield from read_documents(path)
 
 
@@ -139,6 +150,14 @@ def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
             file.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def concatenate(paths: Iterable[Path], target: Path) -> None:
+    """The bytes of several files, one after the other, as one file."""
+    with target.open("wb") as joined:
+        for path in paths:
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, joined, 2**20)
 
 
 def _groups(documents: Iterable[Document], limit_bytes: int) -> Iterator[list[Document]]:

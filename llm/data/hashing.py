@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,7 +31,18 @@ def share(id: str, purpose: str) -> float:
 
 def fingerprints(files: Iterable[tuple[str, Path]]) -> list[dict[str, Any]]:
     """What identifies the content of (name, path) files, by name: a touched file is the same, a changed byte is not."""
-    return [{"path": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for name, path in sorted(files)]
+    return [{"path": name, "bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in sorted(files)]
+
+
+def _sha256(path: Path) -> str:
+    """Hash of a file, computed once per process for a file that nobody touches."""
+    facts = path.stat()
+    return _sha256_as_of(path.absolute(), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@functools.lru_cache(maxsize=1_000_000)
+def _sha256_as_of(path: Path, *facts: int) -> str:
+    return sha256_file(path)
 
 
 def weight_fingerprints(folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llm.data.document import Document, read_documents
+from llm.data.document import Document, read_shards
 from llm.data.rows import IGNORED, Rows
 from llm.data.tokenizer import Tokenizer
 from llm.errors import DataError
@@ -22,7 +22,7 @@ from llm.model.decoder import Decoder
 
 def held_out(deduped: Path, *, limit: int | None = None) -> list[Document]:
     """The test split in file order; with a limit, those whose ids have the smallest sha256, whatever their order."""
-    documents = list(read_documents(deduped / "test.parquet"))
+    documents = list(read_shards(deduped, "test"))
     if limit is None or len(documents) <= limit:
         return documents
     chosen = set(sorted(hashlib.sha256(document.id.encode()).hexdigest() for document in documents)[:limit])

@@ -12,6 +12,7 @@ from llm.data.collect import collect
 from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, FilesSource, TokenizeConfig
 from llm.data.dedup import dedup
 from llm.data.encode import tokenize
+from llm.data.parts import Workshop
 
 MODULES = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-h]*.py"))
 TOKENIZE = TokenizeConfig(vocab_size=1000, row_tokens=128, sample_bytes=400_000)
@@ -35,9 +36,10 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder.mkdir()
     for module in MODULES:
         (folders["modules"] / module.name).write_bytes(module.read_bytes())
+    shop = Workshop(root / "parts")
     source = FilesSource(path=str(folders["modules"]), domain="code")
-    collect(CollectConfig(sources=(source,)), folders["collect"])
-    clean(folders["collect"], folders["clean"], CleanConfig())
-    dedup(folders["clean"], folders["dedup"], DedupConfig(validation_share=0.1, test_share=0.2))
-    tokenize(folders["dedup"], folders["tokenize"], TOKENIZE)
+    collect(CollectConfig(sources=(source,)), folders["collect"], shop)
+    clean(folders["collect"], folders["clean"], CleanConfig(), shop)
+    dedup(folders["clean"], folders["dedup"], DedupConfig(validation_share=0.1, test_share=0.2), shop)
+    tokenize(folders["dedup"], folders["tokenize"], TOKENIZE, shop)
     return folders

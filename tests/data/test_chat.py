@@ -13,7 +13,7 @@ from llm.artifact import canonical, named_errors
 from llm.data.chat import build, shuffled, snapshot
 from llm.data.config import ChatConfig
 from llm.data.docstrings import DESCRIBE, IMPLEMENT, Function, conversation, functions
-from llm.data.document import Document, read_documents
+from llm.data.document import Document, read_shards
 from llm.data.rows import IGNORED, Rows
 from llm.data.split import SPLITS
 from llm.data.template import Conversation, Turn, encode, prompt_ids, turns
@@ -120,7 +120,7 @@ def test_each_function_is_one_question() -> None:
 
 def test_pairs_inherit_the_split_of_their_document(chat: Path, stages: dict[str, Path]) -> None:
     for split in SPLITS:
-        documents = {document.id for document in read_documents(stages["dedup"] / f"{split}.parquet")}
+        documents = {document.id for document in read_shards(stages["dedup"], split)}
         found = pairs(chat, split)
         assert found
         assert {each.id.rpartition(":")[0] for each in found} <= documents

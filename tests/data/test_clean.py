@@ -12,6 +12,7 @@ import pytest
 from llm.data.clean import clean, repair
 from llm.data.config import CleanConfig
 from llm.data.document import Document, read_shards, write_shards
+from llm.data.parts import Workshop
 from llm.data.quality import judge
 from llm.errors import DataError
 
@@ -110,7 +111,7 @@ def test_books_balance_and_every_dropped_document_is_named(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
     documents = [Document(id=reason, text=each.text, source="files", domain=each.domain) for reason, each in OBJECTIONS.items()]
     write_shards(tmp_path / "collected", [*documents, Document(id="good", text=PROSE, source="files")])
-    books = clean(tmp_path / "collected", tmp_path / "out", CleanConfig())
+    books = clean(tmp_path / "collected", tmp_path / "out", CleanConfig(), Workshop(tmp_path / "parts"))
     assert [document.id for document in read_shards(tmp_path / "out")] == ["good"]
     dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
     assert [record["id"] for record in dropped] == list(OBJECTIONS)
@@ -122,4 +123,4 @@ def test_nothing_left_is_a_named_error(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     write_shards(tmp_path / "collected", [prose("short")])
     with pytest.raises(DataError, match=r"too_short 1.*thresholds of clean"):
-        clean(tmp_path / "collected", tmp_path / "out", CleanConfig())
+        clean(tmp_path / "collected", tmp_path / "out", CleanConfig(), Workshop(tmp_path / "parts"))

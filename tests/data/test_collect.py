@@ -20,6 +20,7 @@ from llm.artifact import canonical
 from llm.data.collect import collect, snapshot
 from llm.data.config import CollectConfig, FilesSource, HuggingFaceSource, InstalledSource, Source
 from llm.data.document import Document, read_shards
+from llm.data.parts import Workshop
 from llm.data.sources import installed
 from llm.errors import DataError, RecipeError, SourceError
 
@@ -27,7 +28,7 @@ from llm.errors import DataError, RecipeError, SourceError
 def gathered(out: Path, *sources: Source, allowed: float = 1.0) -> tuple[list[Document], dict[str, str]]:
     """Documents, and the reasons of what was quarantined."""
     out.mkdir()
-    books = collect(CollectConfig(sources=sources, max_quarantined_share=allowed), out)
+    books = collect(CollectConfig(sources=sources, max_quarantined_share=allowed), out, Workshop(out.with_name(f"{out.name}-parts")))
     documents = list(read_shards(out))
     quarantined = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert books["kept"] == len(documents)
@@ -200,7 +201,7 @@ def test_a_hub_data_set_must_be_pinned(revision: str | None) -> None:
 def test_a_hub_out_of_reach_is_an_error_that_time_may_heal() -> None:
     attempt = (
         "from llm.data.config import HuggingFaceSource\nfrom llm.data.sources.huggingface import read\nfrom llm.errors import SourceError\n"
-        "try: next(read(HuggingFaceSource(path='owner/name', revision='0' * 40)))\n"
+        "try: next(read(HuggingFaceSource(path='owner/name', revision='0' * 40), None))\n"
         "except SourceError as error: print(error)"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}

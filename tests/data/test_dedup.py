@@ -12,7 +12,8 @@ from datasketch import MinHash
 
 from llm.data.config import DedupConfig
 from llm.data.dedup import dedup
-from llm.data.document import Document, read_documents, write_shards
+from llm.data.document import Document, read_shards, write_shards
+from llm.data.parts import Workshop
 from llm.data.similarity import NEIGHBOURS, _proposals, jaccard, roots, shingles, signature, similar_pairs, words
 from llm.errors import DataError
 
@@ -119,16 +120,14 @@ def deduped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
     config = DedupConfig(validation_share=0.15, test_share=0.15)
     write_shards(root / "cleaned", corpus())
-    dedup(root / "cleaned", root / "out", config)
+    dedup(root / "cleaned", root / "out", config, Workshop(root / "parts"))
     write_shards(root / "reversed", reversed(corpus()))
-    dedup(root / "reversed", root / "again", config)
+    dedup(root / "reversed", root / "again", config, Workshop(root / "parts"))
     return root
 
 
 def kept(folder: Path) -> dict[str, dict[str, str]]:
-    return {
-        split: {each.id: each.text for each in read_documents(folder / f"{split}.parquet")} for split in ("train", "validation", "test")
-    }
+    return {split: {each.id: each.text for each in read_shards(folder, split)} for split in ("train", "validation", "test")}
 
 
 def test_relatives_never_straddle_splits(deduped: Path) -> None:
@@ -163,7 +162,7 @@ def test_a_new_document_moves_no_stranger(deduped: Path, tmp_path: Path) -> None
     for name in ("cleaned", "out"):
         (tmp_path / name).mkdir()
     write_shards(tmp_path / "cleaned", [*corpus(), Document(id="new", text=text(77_777), source="files")])
-    dedup(tmp_path / "cleaned", tmp_path / "out", DedupConfig(validation_share=0.15, test_share=0.15))
+    dedup(tmp_path / "cleaned", tmp_path / "out", DedupConfig(validation_share=0.15, test_share=0.15), Workshop(tmp_path / "parts"))
     before, after = kept(deduped / "out"), kept(tmp_path / "out")
     for split in before:
         assert {id: body for id, body in after[split].items() if id != "new"} == before[split]
@@ -174,4 +173,4 @@ def test_an_empty_split_names_the_setting(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     write_shards(tmp_path / "cleaned", [Document(id=str(number), text=text(number), source="files") for number in range(3)])
     with pytest.raises(DataError, match=r"the validation split is empty.*dedup\.validation_share"):
-        dedup(tmp_path / "cleaned", tmp_path / "out", DedupConfig(validation_share=0.001, test_share=0.001))
+        dedup(tmp_path / "cleaned", tmp_path / "out", DedupConfig(validation_share=0.001, test_share=0.001), Workshop(tmp_path / "parts"))

@@ -8,8 +8,9 @@ import pytest
 
 from llm.artifact import named_errors
 from llm.data.config import TokenizeConfig
-from llm.data.document import Document, read_documents, write_documents
+from llm.data.document import Document, read_shards, write_documents
 from llm.data.encode import token_dtype, tokenize
+from llm.data.parts import Workshop
 from llm.data.rows import Rows
 from llm.data.split import SPLITS
 from llm.data.tokenizer import BOS, EOS, Tokenizer
@@ -22,7 +23,7 @@ def test_the_stream_is_every_document_between_its_borders(stages: dict[str, Path
     for split in SPLITS:
         stream = np.fromfile(folder / f"{split}.tokens", dtype=facts["dtype"])
         borders = np.fromfile(folder / f"{split}.borders", dtype="<i8")
-        documents = list(read_documents(stages["dedup"] / f"{split}.parquet"))
+        documents = list(read_shards(stages["dedup"], split))
         pieces = np.split(stream, borders[1:])
         assert facts["splits"][split] == {"rows": (len(stream) - 1) // 128, "tokens": len(stream), "documents": len(documents)}
         for document, piece in zip(documents, pieces, strict=True):
@@ -34,7 +35,7 @@ def test_the_report_counts_bytes_and_tokens(stages: dict[str, Path]) -> None:
     report = json.loads((stages["tokenize"] / "report.json").read_text())
     facts = json.loads((stages["tokenize"] / "rows.json").read_text())["splits"]
     for split in SPLITS:
-        texts = [document.text.encode() for document in read_documents(stages["dedup"] / f"{split}.parquet")]
+        texts = [document.text.encode() for document in read_shards(stages["dedup"], split)]
         assert report[split]["code"]["bytes"] == sum(map(len, texts))
         assert report[split]["code"]["tokens"] == facts[split]["tokens"] - 2 * len(texts)
 
@@ -44,15 +45,15 @@ def test_the_vocabulary_has_seen_the_training_split_only(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
     for split in SPLITS:
         text = "common words everywhere " * 300 if split == "train" else "xylophone " * 300
-        write_documents(tmp_path / "deduped" / f"{split}.parquet", [Document(id=split, text=text, source="files")])
-    tokenize(tmp_path / "deduped", tmp_path / "out", TokenizeConfig(vocab_size=300, row_tokens=64))
+        write_documents(tmp_path / "deduped" / f"{split}-00000.parquet", [Document(id=split, text=text, source="files")])
+    tokenize(tmp_path / "deduped", tmp_path / "out", TokenizeConfig(vocab_size=300, row_tokens=64), Workshop(tmp_path / "parts"))
     assert b"xylo" not in (tmp_path / "out" / "tokenizer.model").read_bytes()
     assert b"common" in (tmp_path / "out" / "tokenizer.model").read_bytes()
 
 
 def test_rows_longer_than_the_data_name_the_setting(stages: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a row is longer than the \w+ split.*tokenize\.row_tokens"):
-        tokenize(stages["dedup"], tmp_path, TokenizeConfig(vocab_size=1000, row_tokens=10_000_000))
+        tokenize(stages["dedup"], tmp_path, TokenizeConfig(vocab_size=1000, row_tokens=10_000_000), Workshop(tmp_path / "parts"))
 
 
 def test_large_vocabularies_take_four_bytes() -> None:
@@ -62,7 +63,7 @@ def test_large_vocabularies_take_four_bytes() -> None:
 def test_the_stage_is_deterministic(stages: dict[str, Path], tmp_path: Path) -> None:
     from .conftest import TOKENIZE
 
-    tokenize(stages["dedup"], tmp_path, TOKENIZE)
+    tokenize(stages["dedup"], tmp_path, TOKENIZE, Workshop(tmp_path / "parts"))
     for path in stages["tokenize"].iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -87,4 +88,4 @@ def test_a_full_disk_is_named(stages: dict[str, Path], tmp_path: Path, name: str
 
     (tmp_path / name).symlink_to("/dev/full")
     with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
-        tokenize(stages["dedup"], tmp_path, TOKENIZE)
+        tokenize(stages["dedup"], tmp_path, TOKENIZE, Workshop(tmp_path / "parts"))

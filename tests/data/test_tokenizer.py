@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm.data.config import TokenizeConfig
-from llm.data.document import read_documents
+from llm.data.document import read_shards
 from llm.data.tokenizer import ASSISTANT, BOS, END, EOS, SPACE_MARK, UNKNOWN, USER, Tokenizer, round_trip, train
 from llm.errors import DataError, RecipeError
 
@@ -41,7 +41,7 @@ def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 
 
 def test_ordinary_text_is_encoded_as_sentencepiece_does(tokenizer: Tokenizer, stages: dict[str, Path]) -> None:
-    for document in itertools.islice(read_documents(stages["dedup"] / "test.parquet"), 5):
+    for document in itertools.islice(read_shards(stages["dedup"], "test"), 5):
         assert tokenizer.document_ids(document.text) == [BOS, *tokenizer.processor.encode(document.text), EOS]
 
 

@@ -70,7 +70,7 @@ def artifacts(documents: list[Document], tokenizer_file: Path, tokenizer: Tokeni
     np.array(stream, dtype=np.uint16).tofile(tokenized / "train.tokens")
     facts = {"dtype": "uint16", "row_tokens": ROW_TOKENS, "vocab_size": tokenizer.vocab_size, "splits": {}}
     (tokenized / "rows.json").write_text(json.dumps(facts))
-    write_documents(deduped / "test.parquet", documents)
+    write_documents(deduped / "test-00000.parquet", documents)
 
     def trained(seed: int) -> Path:
         folder = tmp_path / f"trained-{seed}"

@@ -86,7 +86,7 @@ def test_no_document_is_a_named_error(model: Decoder, tokenizer: Tokenizer) -> N
 def test_a_limit_chooses_by_id_and_not_by_place(documents: list[Document], tmp_path: Path) -> None:
     chosen = []
     for order in (documents, documents[::-1]):
-        write_documents(tmp_path / "test.parquet", order)
+        write_documents(tmp_path / "test-00000.parquet", order)
         chosen.append(held_out(tmp_path, limit=3))
     assert len(chosen[0]) == 3
     assert {document.id for document in chosen[0]} == {document.id for document in chosen[1]}

@@ -10,6 +10,7 @@ from typing import Any
 from llm.data.config import HuggingFaceSource
 from llm.data.document import Document, Quarantined
 from llm.data.hashing import fingerprints
+from llm.data.parts import Piece
 from llm.data.sources.files import record_document
 from llm.errors import RecipeError, SourceError
 
@@ -23,7 +24,12 @@ def snapshot(source: HuggingFaceSource) -> dict[str, Any]:
     return {"kind": source.kind, "files": fingerprints(files)}
 
 
-def read(source: HuggingFaceSource) -> Iterator[Document | Quarantined]:
+def pieces(source: HuggingFaceSource, home: Path) -> list[Piece]:
+    """The data set in one piece."""
+    return [Piece(None, snapshot(source))]
+
+
+def read(source: HuggingFaceSource, piece: None) -> Iterator[Document | Quarantined]:
     """The records in the data set's order, up to the caps. Ids are `huggingface:<name>/<split>#<number>`."""
     name = _root(source).name if is_local(source) else source.path
     prefix = "/".join(part for part in (name, source.name, source.split) if part)

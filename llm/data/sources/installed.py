@@ -14,6 +14,7 @@ from typing import Any
 
 from llm.data.config import InstalledSource
 from llm.data.document import Document, Quarantined
+from llm.data.parts import Piece
 
 OURSELVES = "trainyard"
 NO_SOURCE = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -42,7 +43,12 @@ def snapshot(source: InstalledSource) -> dict[str, Any]:
     return {"kind": source.kind, "documents": documents}
 
 
-def read(source: InstalledSource) -> Iterator[Document | Quarantined]:
+def pieces(source: InstalledSource, home: Path) -> list[Piece]:
+    """All of it in one piece."""
+    return [Piece(None, snapshot(source))]
+
+
+def read(source: InstalledSource, piece: None) -> Iterator[Document | Quarantined]:
     """Code, then documentation, each by id. Ids such as `installed:code/json/decoder.py` are the same on every machine."""
     for each in _chosen(source):
         try:
