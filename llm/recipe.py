@@ -140,7 +140,7 @@ def find(recipe: str) -> Path:
     if recipe in shipped:
         return shipped[recipe]
     raise RecipeError(
-        "no such recipe", value=recipe, remedy=_nearest(recipe, list(shipped)) + f"have: {', '.join(shipped)}, or a .yaml file"
+        "no such recipe", value=recipe, remedy=did_you_mean(recipe, list(shipped)) + f"have: {', '.join(shipped)}, or a .yaml file"
     )
 
 
@@ -182,14 +182,13 @@ def _override(values: dict[str, Any], setting: str, value: Any) -> None:
 def _explained(error: ValidationError, values: Any, text: str, path: Path, overrides: Mapping[str, Any]) -> RecipeError:
     """The first validation error as one line a person can act on."""
     first = error.errors()[0]
-    location, _ = _walk(first["loc"])
+    location, _ = schema_at(first["loc"])
     setting = ".".join(str(part) for part in location)
     touched = [name for name in overrides if not setting or _inside(name, setting) or _inside(setting, name)]
-    where = f"--set {' '.join(touched)}" if touched else f"{path.name} line {_line(text, location)}"
+    where = f"--set {' '.join(touched)}" if touched else f"{path.name} line {line_of(text, location)}"
     if first["type"] == "extra_forbidden":
-        return RecipeError(
-            f"unknown key in {where}", value=setting, remedy=_nearest(str(location[-1]), _siblings(first["loc"])) + "remove or rename it"
-        )
+        near = did_you_mean(str(location[-1]), _siblings(first["loc"]))
+        return RecipeError(f"unknown key in {where}", value=setting, remedy=near + "remove or rename it")
     if first["type"] == "missing":
         return RecipeError(f"missing key in {where}", value=setting, remedy=f"set {setting}")
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -203,7 +202,7 @@ def _inside(setting: str, section: str) -> bool:
     return f"{setting}.".startswith(f"{section}.")
 
 
-def _line(text: str, location: list[str | int]) -> int:
+def line_of(text: str, location: list[str | int]) -> int:
     """The line of the file on which a setting, or the innermost section around it, stands."""
     node, line = yaml.compose(text), 1
     for part in location:
@@ -222,11 +221,11 @@ def _line(text: str, location: list[str | int]) -> int:
 
 def _siblings(location: tuple[str | int, ...]) -> list[str]:
     """Valid keys beside an unknown one; every section's when the walk ends early."""
-    _, options = _walk(location[:-1])
+    _, options = schema_at(location[:-1])
     return sorted({name for option in options for name in option.get("properties", {})})
 
 
-def _walk(location: tuple[str | int, ...]) -> tuple[list[str | int], list[dict[str, Any]]]:
+def schema_at(location: tuple[str | int, ...]) -> tuple[list[str | int], list[dict[str, Any]]]:
     """Where pydantic found an error, without its names for a section's alternatives, and what the recipe's JSON schema has there."""
     schema = Recipe.model_json_schema()
     options, keys = [schema], list[str | int]()
@@ -261,6 +260,12 @@ def _resolve(schema: Mapping[str, Any], option: dict[str, Any]) -> dict[str, Any
     return schema["$defs"][name] if name else option
 
 
-def _nearest(word: str, candidates: list[str]) -> str:
+def did_you_mean(word: str, candidates: list[str]) -> str:
+    """The start of a remedy: the candidate most like a word; empty if none is.
+
+    Example:
+        >>> did_you_mean("modle", ["model", "train"])
+        'did you mean `model`? '
+    """
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`? " if near else ""

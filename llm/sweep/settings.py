@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from llm.artifact import Ref, Store, canonical
 from llm.errors import RecipeError
-from llm.recipe import Recipe, _line, _nearest, _walk, load
+from llm.recipe import Recipe, did_you_mean, line_of, load, schema_at
 from llm.stages import STAGES, job
 from llm.sweep.config import Axis, SweepConfig
 from llm.sweep.trial import ONE_WORKER, Trial
@@ -91,7 +91,7 @@ def find(file: str) -> Path:
     if path.is_file():
         return path
     shipped = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
-    raise RecipeError("no such sweep", value=file, remedy=_nearest(file, shipped) + f"have: {', '.join(shipped)}, or a .yaml file")
+    raise RecipeError("no such sweep", value=file, remedy=did_you_mean(file, shipped) + f"have: {', '.join(shipped)}, or a .yaml file")
 
 
 def read(path: Path) -> SweepConfig:
@@ -112,8 +112,8 @@ def read(path: Path) -> SweepConfig:
         raise _explained(error, text, path) from None
     for setting in config.settings:
         if setting.split(".")[0] not in VARIED:
-            near = _nearest(setting.split(".")[0], list(VARIED))
-            where = f"{path.name} line {_line(text, ['settings', setting])}"
+            near = did_you_mean(setting.split(".")[0], list(VARIED))
+            where = f"{path.name} line {line_of(text, ['settings', setting])}"
             raise RecipeError(
                 f"a sweep can't vary this setting ({where})",
                 value=setting,
@@ -151,7 +151,7 @@ def rounded(setting: str, value: float) -> int | float:
 
 @cache
 def _is_whole(setting: str) -> bool:
-    _, options = _walk(tuple(setting.split(".")))
+    _, options = schema_at(tuple(setting.split(".")))
     kinds = {option.get("type") for option in options}
     return "integer" in kinds and "number" not in kinds
 
@@ -168,10 +168,10 @@ def _explained(error: ValidationError, text: str, path: Path) -> RecipeError:
     """The first validation error as one line a person can act on."""
     first = error.errors()[0]
     location = list(first["loc"])
-    setting, where = ".".join(str(part) for part in location), f"{path.name} line {_line(text, location)}"
+    setting, where = ".".join(str(part) for part in location), f"{path.name} line {line_of(text, location)}"
     if first["type"] == "extra_forbidden":
         section = Axis if location[0] == "settings" else SweepConfig
-        near = _nearest(str(location[-1]), list(section.model_fields))
+        near = did_you_mean(str(location[-1]), list(section.model_fields))
         return RecipeError(f"unknown key in {where}", value=setting, remedy=near + "remove or rename it")
     if first["type"] == "missing":
         return RecipeError(f"missing key in {where}", value=setting, remedy=f"set {setting}")
