@@ -1,4 +1,4 @@
-"""Facts about the machine and the code that made an artifact; recorded in its manifest, never part of its key."""
+"""Where an artifact comes from, recorded in its manifest: what its key was made from, and by which machine and code."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from llm.stages import Job
+
 LIBRARIES = ("trainyard", "torch", "ray", "prefect", "onnxruntime", "sentencepiece", "datasets")
 
 
-def provenance() -> dict[str, Any]:
-    """Git commit, versions and machine."""
-    return {"git_commit": git_commit(), "versions": versions()}
+def provenance(job: Job) -> dict[str, Any]:
+    """A job's ingredients, parents, place and run, and the git commit, versions and machine, which are never part of its key."""
+    parents = {role: {"stage": parent.stage, "key": parent.key, "digest": parent.digest} for role, parent in job.parents.items()}
+    place = {"parents": parents, "node": job.node, "run": Path(job.run).name}
+    return {**job.ingredients, **place, "git_commit": git_commit(), "versions": versions()}
 
 
 @functools.cache

@@ -63,9 +63,7 @@ def time_may_heal(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool
 
 def produce(job: Job, build: Callable[[Path], dict[str, Any]]) -> dict[str, str]:
     """The reference of the job's artifact, which `build` fills if the store doesn't hold it yet."""
-    parents = {role: {"stage": parent.stage, "key": parent.key, "digest": parent.digest} for role, parent in job.parents.items()}
-    facts = {**job.ingredients, "parents": parents, "node": job.node, "run": Path(job.run).name, **provenance()}
-    return Store(Path(job.store)).produce(job.stage, job.key, facts, build).ref.as_dict()
+    return Store(Path(job.store)).produce(job.stage, job.key, provenance(job), build).ref.as_dict()
 
 
 def execute(run: Run, task: Task[..., Any], group: str) -> Artifact:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 from llm.artifact import Artifact, Store
+from llm.model import sizes
+from llm.model.config import parse_model
 from llm.provenance import provenance
 from llm.recipe import Recipe
 from llm.stages import Job
@@ -90,29 +91,16 @@ def measured(trial: Trial, device: str) -> Iterator[tuple[int, float]]:
     told, artifact = 0, trial.find()
     if artifact is None:
         last, records, training = trial.recipe.train.steps, trial.work / "metrics.jsonl", None
-        while training is None or not training.done():
-            for step, value in validations(records, trial.metric):
-                if told < step < last:
-                    told = step
-                    yield step, value
-            training = training or _in_background(trial, device)
-            wait([training], timeout=POLL_SECONDS)
-        artifact = training.result()
+        with ThreadPool(1) as pool:  # its thread ends with the process: whoever stops a trial ends its process
+            while training is None or not training.ready():
+                for step, value in validations(records, trial.metric):
+                    if told < step < last:
+                        told = step
+                        yield step, value
+                training = training or pool.apply_async(_produce, (trial, device))
+                training.wait(POLL_SECONDS)
+            artifact = training.get()
     yield from ((step, value) for step, value in validations(artifact.path / "history.jsonl", trial.metric) if step > told)
-
-
-def _in_background(trial: Trial, device: str) -> Future[Artifact]:
-    """Train in a thread that ends with the process: whoever stops a trial ends its process."""
-    training: Future[Artifact] = Future()
-
-    def work() -> None:
-        try:
-            training.set_result(_produce(trial, device))
-        except BaseException as error:  # noqa: BLE001 - handed over, and raised where the result is asked for
-            training.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return training
 
 
 def _produce(trial: Trial, device: str) -> Artifact:
@@ -131,8 +119,6 @@ def _produce(trial: Trial, device: str) -> Artifact:
         device=device,
         cluster=recipe.cluster.model_copy(update=ONE_WORKER),
     )
-    parents = {role: {"stage": parent.stage, "key": parent.key, "digest": parent.digest} for role, parent in job.parents.items()}
-    facts = {**job.ingredients, "parents": parents, "node": job.node, "run": Path(job.run).name, **provenance()}
 
     def build(out: Path) -> dict[str, Any]:
         train(training)
@@ -140,7 +126,7 @@ def _produce(trial: Trial, device: str) -> Artifact:
         cost = json.loads((out / "log" / "cost.json").read_text())
         return {"workers": 1, "device": cost["device"], "gpu_seconds": cost["seconds"] * (cost["device"] == "cuda")}
 
-    return trial.store.produce(job.stage, job.key, facts, build)
+    return trial.store.produce(job.stage, job.key, provenance(job), build)
 
 
 def outcome(trial: Trial, error: str = "") -> Outcome:
@@ -153,7 +139,7 @@ def outcome(trial: Trial, error: str = "") -> Outcome:
             key=trial.job.key,
             state="finished",
             curve=_later(validations(artifact.path / "history.jsonl", trial.metric), trial.after_steps),
-            parameters=parameters(artifact.path),
+            parameters=_parameters(artifact.path),
             tokens=history[-1]["tokens"],
         )
     curve = _later(validations(trial.work / "metrics.jsonl", trial.metric), trial.after_steps)
@@ -165,12 +151,10 @@ def _later(curve: Curve, steps: int) -> Curve:
     return tuple((step + steps, value) for step, value in curve)
 
 
-def parameters(model: Path) -> int:
-    """Numbers in the weights of a trained model."""
-    from safetensors import safe_open
-
-    with safe_open(model / "model.safetensors", framework="numpy") as weights:
-        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 - not a dict
+def _parameters(model: Path) -> int:
+    """Trained numbers of a model in its folder, where the vocabulary includes the ids that its objective added."""
+    document = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return sizes.parameters(parse_model(document["model"]), int(document["vocab_size"]))
 
 
 def validations(path: Path, metric: str) -> Curve:
