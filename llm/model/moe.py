@@ -77,6 +77,7 @@ class Experts(nn.Module):
     routed: Routed  # the last forward pass
     bias_E: Tensor | None  # added to the scores when experts are chosen
     load_E: Tensor | None  # assignments since `update_biases`; no buffer, which DDP would overwrite with one worker's
+    dispatch: Callable[[Tensor, list[int]], Tensor] | None  # answers for `compute` where other workers hold some of the experts
 
     def __init__(self, config: MoeConfig) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class Experts(nn.Module):
         shared = config.model_copy(update={"ffn_width": config.ffn_width * config.num_shared_experts})
         self.shared = FeedForward(shared) if config.num_shared_experts else None
         self.register_buffer("bias_E", torch.zeros(E) if config.balance == "bias" else None)
-        self.load_E = None
+        self.load_E = self.dispatch = None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -155,18 +156,24 @@ class Experts(nn.Module):
             rank_A = torch.arange(K * N, device=x_ND.device) - first_E[chosen_A[order_A]]
             order_A, counts_E = order_A[rank_A < capacity], counts_E.clamp(max=capacity)
         sent_AD = x_ND.expand(K, N, D).reshape(K * N, D)[order_A]
-        answered_AD = self.compute(sent_AD, counts_E.tolist()) * shares_NK.T.flatten()[order_A, None].to(x_ND.dtype)
+        compute = self.dispatch or self.compute
+        answered_AD = compute(sent_AD, counts_E.tolist()) * shares_NK.T.flatten()[order_A, None].to(x_ND.dtype)
         y_AD = torch.zeros(K * N, D, dtype=answered_AD.dtype, device=x_ND.device).index_copy(0, order_A, answered_AD)
         return y_AD.view(K, N, D).sum(dim=0)
 
     def compute(self, sorted_AD: Tensor, counts: list[int]) -> Tensor:
         """SwiGLU of each expert on its own stretch of the sorted tokens."""
-        return torch.cat(
-            [
-                F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
-                for x, gate, up, down in zip(sorted_AD.split(counts), self.gate, self.up, self.down, strict=True)
-            ]
-        )
+        return swiglu_by_expert(sorted_AD, counts, self.gate, self.up, self.down)
+
+
+def swiglu_by_expert(sorted_AD: Tensor, counts: list[int], gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    """SwiGLU of each of these experts on the next `counts` tokens."""
+    return torch.cat(
+        [
+            F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+            for x, gate, up, down in zip(sorted_AD.split(counts), gate_EFD, up_EFD, down_EDF, strict=True)
+        ]
+    )
 
 
 def experts_of(model: nn.Module) -> Iterator[Experts]:

@@ -6,8 +6,6 @@ Source: GShard, https://arxiv.org/abs/2006.16668, section 3.2.
 from __future__ import annotations
 
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from llm.model.moe import Experts, experts_of
+from llm.model.moe import Experts, experts_of, swiglu_by_expert
 from llm.train.parallel.layout import Layout
 
 MATRICES = ("gate", "up", "down")
@@ -30,11 +28,11 @@ def spread_experts(model: nn.Module, layout: Layout) -> set[nn.Parameter]:
             parameter = nn.Parameter(distribute_tensor(getattr(experts, name).detach(), mesh, [Shard(0)]))
             setattr(experts, name, parameter)
             spread.add(parameter)
-        experts.compute = partial(compute_elsewhere, experts, mesh.get_group())  # type: ignore[method-assign]
+        experts.dispatch = partial(compute_elsewhere, experts, mesh.get_group())
     return spread
 
 
-def compute_elsewhere(experts: Any, group: ProcessGroup, sorted_AD: Tensor, counts: list[int]) -> Tensor:
+def compute_elsewhere(experts: Experts, group: ProcessGroup, sorted_AD: Tensor, counts: list[int]) -> Tensor:
     """What Experts.compute answers, each stretch of tokens computed by the worker that holds its expert.
 
     Shapes: counts are dealt out as workers × experts of a worker; tokens arrive by sender, then expert.
@@ -46,8 +44,8 @@ def compute_elsewhere(experts: Any, group: ProcessGroup, sorted_AD: Tensor, coun
     leaving, coming = leaving_WE.sum(dim=1).tolist(), coming_WE.sum(dim=1).tolist()
     arrived_AD = all_to_all_single_autograd(sorted_AD.contiguous(), coming, leaving, group)
     order_A = _by_expert(coming_WE)
-    mine = SimpleNamespace(**{name: getattr(experts, name).to_local() for name in MATRICES})
-    answered_AD = Experts.compute(mine, arrived_AD[order_A], coming_WE.sum(dim=0).tolist())  # type: ignore[arg-type]
+    mine = [getattr(experts, name).to_local() for name in MATRICES]
+    answered_AD = swiglu_by_expert(arrived_AD[order_A], coming_WE.sum(dim=0).tolist(), *mine)
     returned_AD: Tensor = all_to_all_single_autograd(answered_AD[order_A.argsort()].contiguous(), leaving, coming, group)
     return returned_AD
 
