@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -116,7 +116,7 @@ class Checkpoints:
             temporary = self.world.first(lambda: self._temporary(f"step-{step:08d}"))
         state = _state(model, optimizers, average)
         if self.background:
-            state = dict(self.stager.stage(state))  # type: ignore[arg-type]  # a future only where staging is asynchronous
+            state = cast("dict[str, Any]", self.stager.stage(state))  # a future only where staging is asynchronous
             progress = copy.deepcopy({**progress, "history": None}) | {"history": list(progress["history"])}
         self.writing = self.writer.submit(self._write, step, temporary, state, progress, healthy)
         if not self.background:

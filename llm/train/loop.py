@@ -70,12 +70,15 @@ class Attempt:
         self.stops = StopRequests(job.work, world)
         rows = math.ceil(job.train.global_batch_size / self.layout.data_size)
         self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size, rows)
+        self.beside = contextlib.ExitStack()  # ends what runs beside the steps
         self.resume()
         self.log = StepLog(job, self.stream.rows, self.layout)
+        self.meter = self.log.meter
 
     def resume(self) -> None:
         """The state of the newest checkpoint, or the first one."""
         self.state = State(self.job, self.layout)
+        self.beside.callback(self.state.checkpoints.close)
         self.stream = Stream.open(self.job.rows, self.state.objective, self.job.seed, self.layout)
         self.state.replica.rehearse(self.stream.sample())
 
@@ -110,7 +113,7 @@ class Attempt:
         (losses, targets), self.micro_batch_size = within_memory(
             lambda size: self.gradient(step, first, count, size), self.micro_batch_size, self.job.work, self.world
         )
-        with self.log.phase("update"):
+        with self.meter.phase("update"):
             state.loss_scale.unscale(state.parameters())
             norm = clip_norm(state.parameters(), config.clip_norm, self.layout)
             verdict = self.judge(step, losses["loss"], norm)
@@ -132,18 +135,18 @@ class Attempt:
         """
         state = self.state
         torch.manual_seed(int(np.random.SeedSequence((self.job.seed, step, self.world.rank)).generate_state(1, np.uint64)[0]))
-        with self.log.phase("data"):
+        with self.meter.phase("data"):
             batches = self.stream.training(first, count, size)
         state.model.zero_grad()
         forget_loads(state.model)
-        self.log.begin_pass()
+        self.meter.begin()
         counts = self.totals([state.learner.counts(batch) for batch in batches])
         if not counts["loss"]:
             raise DataError("a batch has no target that counts", value=self.job.rows, remedy="set train.global_batch_size higher")
         means = {term: weight / max(1, counts[term]) for term, weight in state.learner.weights.items()}
         scales = {term: mean * state.loss_scale.scale for term, mean in means.items()}
-        with self.log.phase("gradient"):
-            sums = self.totals([state.replica.accumulate(batches, scales, self.log.mark)])
+        with self.meter.phase("gradient"):
+            sums = self.totals([state.replica.accumulate(batches, scales, self.meter.mark)])
         return {term: sums[term] / max(1, counts[term]) for term in sums}, int(counts["loss"])
 
     def totals(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -173,7 +176,7 @@ class Attempt:
         """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
         batches = self.stream.validation(self.job.train.validation_rows, self.micro_batch_size)
         counts = self.totals([self.state.learner.counts(batch) for batch in batches])
-        with self.log.phase("validation"), self.state.averaged():
+        with self.meter.phase("validation"), self.state.averaged():
             sums = self.totals(self.state.replica.evaluate(batches))
         scored = {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
         return scored | self.state.learner.statistics()
@@ -202,7 +205,7 @@ class Attempt:
         if self.layout.sizes["dp_replicate"] > 1 and (saving or step % config.guard.hash_every_steps == 0):
             check_agreement(step, self.state.model, self.layout.group("dp_replicate"))
         if saving:
-            with self.log.phase("checkpoint"):
+            with self.meter.phase("checkpoint"):
                 self.wait(step)
                 self.dog.begin("checkpoint", step)
                 self.state.save(step)
@@ -217,6 +220,5 @@ class Attempt:
 
     def close(self) -> None:
         """End what runs beside the steps."""
-        if hasattr(self, "state"):  # a return to a checkpoint that failed has none
-            self.state.checkpoints.close()
+        self.beside.close()
         self.log.close()

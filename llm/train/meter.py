@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -52,7 +52,7 @@ class Meter:
         self.flops_per_token = shape.flops_per_token(shape.of(model, vocab_size, objective), row_tokens)
         self.device = chip(world.device)
         self.seconds: dict[str, float] = {}
-        self.marks: list[float | torch.cuda.Event] = []
+        self.marks: list[Any] = []  # seconds, or events of a GPU's queue
         self.began = time.perf_counter()
 
     @contextmanager
@@ -69,11 +69,14 @@ class Meter:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def begin(self) -> None:
-        """A pass over the micro-batches begins; the marks of one that ran out of memory are forgotten."""
+        """A pass over the micro-batches of a step begins; the marks of one that ran out of memory are forgotten."""
         self.marks.clear()
 
     def mark(self) -> None:
-        """Remember this moment of the work: of a GPU's queue, where there is one. Before the first micro-batch, and after each."""
+        """Remember this moment of the work: of a GPU's queue, where there is one. Before the first micro-batch, and after each.
+
+        The last micro-batch also exchanges gradients: how much longer it took tells how long that takes.
+        """
         if self.world.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -122,11 +125,10 @@ def readings(
     }
 
 
-def between(marks: Sequence[float | torch.cuda.Event]) -> list[float]:
+def between(marks: Sequence[Any]) -> list[float]:
     """Seconds between one mark and the next. GPU events must be in the past: the loop has read the loss since."""
     return [
-        later - earlier if isinstance(later, float) and isinstance(earlier, float) else earlier.elapsed_time(later) / 1000  # type: ignore[union-attr, arg-type]
-        for earlier, later in itertools.pairwise(marks)
+        later - earlier if isinstance(later, float) else earlier.elapsed_time(later) / 1000 for earlier, later in itertools.pairwise(marks)
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
 from typing import Any
 
 from llm import metrics
@@ -11,7 +10,7 @@ from llm.data.rows import Rows
 from llm.train import schedule
 from llm.train.budget import exceeded
 from llm.train.job import TrainJob
-from llm.train.meter import Meter, Phase
+from llm.train.meter import Meter
 from llm.train.parallel.layout import Layout
 from llm.train.profile import Trace
 from llm.train.state import State
@@ -34,18 +33,6 @@ class StepLog:
             objective=job.train.objective,
         )
         self.trace = Trace(job.cluster.profile_steps, job.work, layout.world.rank)
-
-    def phase(self, name: Phase) -> AbstractContextManager[None]:
-        """Count what happens inside towards a phase of the step."""
-        return self.meter.phase(name)
-
-    def begin_pass(self) -> None:
-        """A pass over the micro-batches of a step begins; one that ran out of memory before is forgotten."""
-        self.meter.begin()
-
-    def mark(self) -> None:
-        """A micro-batch begins or ends: the last one of a step also exchanges gradients, which is how long that takes."""
-        self.meter.mark()
 
     def begin(self, step: int) -> None:
         """A step begins."""
