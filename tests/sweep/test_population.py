@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,10 +28,15 @@ def planned(tmp_path: Path) -> Sweep:
 @pytest.fixture
 def trials(planned: Sweep, tmp_path: Path) -> tuple[Trial, ...]:
     """The first generation, with an artifact for each."""
+
+    def build(out: Path) -> dict[str, Any]:
+        (out / "weights").write_text("w")
+        return {}
+
     store = Store(tmp_path / "store")
     trials = planned.trials(store, tmp_path, Ref("tokenize", "key", "digest", str(tmp_path)))
     for trial in trials:
-        store.produce("pretrain", trial.job.key, {"node": "base.pretrain"}, lambda out: (out / "weights").write_text("w") and {})
+        store.produce("pretrain", trial.job.key, {"node": "base.pretrain"}, build)
     return trials
 
 

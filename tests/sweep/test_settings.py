@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from llm.errors import RecipeError
-from llm.sweep.config import SweepConfig
+from llm.sweep.config import Axis, SweepConfig
 from llm.sweep.population import perturbed
 from llm.sweep.settings import draw, load_sweep
 
@@ -40,9 +40,8 @@ def write(tmp_path: Path) -> Any:
 
 
 def test_a_grid_has_every_combination() -> None:
-    config = SweepConfig(
-        name="grid", recipe="tiny", search="grid", settings={"seed": {"values": [1, 2]}, "model.width": {"values": [32, 64]}}
-    )
+    settings = {"seed": Axis(values=[1, 2]), "model.width": Axis(values=[32, 64])}
+    config = SweepConfig(name="grid", recipe="tiny", search="grid", settings=settings)
     assert draw(config) == [
         {"seed": 1, "model.width": 32},
         {"seed": 1, "model.width": 64},
