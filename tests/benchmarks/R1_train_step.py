@@ -3,8 +3,8 @@
     TRAINYARD_R1_REPEATS=1 make bench ONLY=R1       once instead of five times
 
 Every measurement is a process of its own (tests/benchmarks/peers/). Peers live in environments that are built on first use in
-TRAINYARD_BENCH_HOME (~/.cache/trainyard-bench). nanoGPT is no package: TRAINYARD_NANOGPT names its source, or git fetches it.
-Its architecture is GPT-2, so it meets our GPT-2 of the same sizes; the other two meet our Llama decoder.
+TRAINYARD_BENCH_HOME (~/.cache/trainyard-bench). nanoGPT's architecture is GPT-2, so it meets our GPT-2 of the same sizes; the
+other two meet our Llama decoder.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from typing import Any
 
 import torch
 
-from llm.model.config import DecoderConfig, Gpt2Config
-from llm.model.decoder import Decoder
-from llm.model.gpt2 import Gpt2
+from llm.model import families
+from llm.model.config import parse_model
 
 PEERS = Path(__file__).parent / "peers"
 ROOT = Path(__file__).parents[2]
 HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
 REPEATS = int(os.environ.get("TRAINYARD_R1_REPEATS", "5"))
-NANOGPT = "https://github.com/karpathy/nanoGPT"
 PACKAGES = {"transformers": ["transformers==5.23.0"], "litgpt": ["litgpt==0.5.13"], "nanogpt": []}
 FAMILIES = {"transformers": "llama", "litgpt": "llama", "nanogpt": "gpt2"}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -85,14 +83,17 @@ def compare(name: str, shape: dict[str, Any], pythons: dict[str, Path], folder: 
 
 
 def long_rows(shape: dict[str, Any], pythons: dict[str, Path], folder: Path) -> dict[str, Any]:
-    """FLOP/s in rows of 4,096 tokens over FLOP/s in rows of 512, as many tokens per step."""
+    """FLOP/s in rows of 4,096 tokens over FLOP/s in rows of 512, as many tokens per step; losses in long rows are transformers'."""
+    tokens = shape["rows"] * shape["row_tokens"]
+    shapes = {length: shape | {"family": "llama", "row_tokens": length, "rows": tokens // length} for length in (512, 4096)}
+    files = {length: weights("llama", given, folder / f"rows-of-{length}.pt") for length, given in shapes.items()}
+    equal = same_losses(shapes[4096], files[4096], pythons["transformers"], "transformers")
     speeds: dict[int, list[float]] = {512: [], 4096: []}
-    for row_tokens in (512, 4096, 4096, 512) * max(1, REPEATS // 2):
-        given = shape | {"family": "llama", "row_tokens": row_tokens, "rows": shape["rows"] * shape["row_tokens"] // row_tokens}
-        took = seconds(train(pythons["ours"], "ours", given, weights("llama", given, folder / "long.pt")))
-        speeds[row_tokens].append(given["rows"] * row_tokens * flops_per_token(given) / took / 1e9)
+    for length in (512, 4096, 4096, 512) * max(1, REPEATS // 2):
+        took = seconds(train(pythons["ours"], "ours", shapes[length], files[length]))
+        speeds[length].append(tokens * flops_per_token(shapes[length]) / took / 1e9)
     short, long = (statistics.median(values) for values in speeds.values())
-    return row("FLOP/s at 4,096 tokens", long, "GFLOP/s", "≥ 0.85", long >= 0.85 * short, peer="512 tokens", peer_value=short, equal=True)
+    return row("FLOP/s at 4,096 tokens", long, "GFLOP/s", "≥ 0.85", long >= 0.85 * short, peer="512 tokens", peer_value=short, equal=equal)
 
 
 def candidates(shape: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,8 +118,8 @@ def train(python: Path, who: str, given: dict[str, Any], file: Path) -> Run:
     Raises: RuntimeError with the end of what it said, if it fails.
     """
     defaults = {"dtype": "bf16", "micro_rows": given["rows"], "steps": WARM_UP + TIMED, "compile": True, "threads": os.cpu_count()}
-    command = [str(python), str(PEERS / f"train_{who}.py"), json.dumps(defaults | given), str(file)]
-    variables = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "NANOGPT": str(HOME / "nanogpt-source")}
+    command = [str(python), str(PEERS / f"train_{who}.py"), json.dumps(defaults | given | {"model": model_section(given)}), str(file)]
+    variables = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
     answer = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise RuntimeError(f"{who} failed: {answer.stderr[-2000:]}")
@@ -153,25 +154,26 @@ def matrix_peak() -> float:
 def weights(family: str, shape: dict[str, Any], path: Path) -> Path:
     """A file of initial weights, tied, that every side starts from."""
     torch.manual_seed(0)
-    sizes = {"width": shape["width"], "num_layers": shape["layers"], "num_heads": shape["heads"], "max_positions": shape["row_tokens"]}
-    if family == "gpt2":
-        model: torch.nn.Module = Gpt2(Gpt2Config(ffn_width=4 * shape["width"], **sizes), shape["vocab_size"])
-    else:
-        config = DecoderConfig(num_kv_heads=shape["heads"], ffn_width=shape["ffn_width"], **sizes)
-        model = Decoder(config, shape["vocab_size"])
+    model = families.build(parse_model(model_section(shape | {"family": family})), shape["vocab_size"])
     torch.save(model.state_dict(), path)
     return path
 
 
+def model_section(shape: dict[str, Any]) -> dict[str, Any]:
+    """Our `model` section for a shape."""
+    sizes = {"width": shape["width"], "num_layers": shape["layers"], "num_heads": shape["heads"], "max_positions": shape["row_tokens"]}
+    if shape["family"] == "gpt2":
+        return sizes | {"architecture": "gpt2", "ffn_width": 4 * shape["width"]}
+    return sizes | {"architecture": "decoder", "num_kv_heads": shape["heads"], "ffn_width": shape["ffn_width"]}
+
+
 def environment(peer: str) -> Path:
-    """The Python of a peer's own environment, built if it isn't there; nothing is skipped if that fails."""
+    """The Python of a peer's own environment, built unless it was built from the same packages; if that fails, nothing is skipped."""
     folder = HOME / peer
-    if not (folder / "ready").exists():
+    python, ready = folder / "bin" / "python", folder / "ready"
+    packages = [f"torch=={torch.__version__.split('+')[0]}", "numpy", *PACKAGES[peer]]
+    if not ready.exists() or ready.read_text().split() != packages:
         venv.create(folder, with_pip=True, clear=True)
-        torch_version = f"torch=={torch.__version__.split('+')[0]}"
-        subprocess.run([folder / "bin" / "pip", "install", "--quiet", torch_version, "numpy", *PACKAGES[peer]], check=True)
-        (folder / "ready").touch()
-    source = HOME / "nanogpt-source"
-    if peer == "nanogpt" and not source.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", os.environ.get("TRAINYARD_NANOGPT", NANOGPT), source], check=True)
-    return folder / "bin" / "python"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        ready.write_text("\n".join(packages))
+    return python

@@ -5,12 +5,11 @@ rate on a grid of as many points with the first seed, and are scored on every ro
 trains its whole budget; we train at most half of it, and what counts is where our validation loss first is as low.
 
     python tests/benchmarks/R2_time_to_loss.py characters     one case alone
-
-nanoGPT has no package: $TRAINYARD_NANOGPT names a checkout of github.com/karpathy/nanoGPT, else it is cloned.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -22,9 +21,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from llm.train.job import TrainJob
 
 HERE = Path(__file__).parent
 PEER = HERE / "peers" / "nanogpt_loss.py"
@@ -57,6 +59,19 @@ CASES = (
 )
 
 
+@dataclass(frozen=True)
+class Run:
+    """What one side's process answers."""
+
+    curve: list[dict[str, float]]  # tokens, seconds and validation loss
+    scored: dict[str, Any]  # rows and targets of a validation pass, and the digest of the targets' ids
+
+    @property
+    def loss(self) -> float:
+        """At the end."""
+        return self.curve[-1]["validation_loss"]
+
+
 def measure(only: str = "") -> Iterator[dict[str, Any]]:
     """A row each for tokens and time, by case."""
     for case in CASES:
@@ -67,27 +82,28 @@ def measure(only: str = "") -> Iterator[dict[str, Any]]:
 
 def compare(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
     bytes_per_token = prepare(case, folder)
-    peer_rate = min(PEER_RATES, key=lambda rate: last(peer(case, folder, rate, SEEDS[0])))
-    our_rates = min(RATES, key=lambda rates: last(ours(case, folder, rates, SEEDS[0])))
-    peers, own = [], []
+    peer_rate = min(PEER_RATES, key=lambda rate: peer(case, folder, rate, SEEDS[0]).loss)
+    our_rates = min(RATES, key=lambda rates: ours(case, folder, rates, SEEDS[0]).loss)
+    peers: list[Run] = []
+    own: list[Run] = []
     for seed in SEEDS:  # A B B A, so that a slow machine slows both
         for side in ("peer", "ours") if seed % 2 else ("ours", "peer"):
             if side == "peer":
                 peers.append(peer(case, folder, peer_rate, seed))
             else:
                 own.append(ours(case, folder, our_rates, seed))
-    goal_loss = statistics.mean(last(curve) for curve in peers)
+    goal_loss = statistics.mean(run.loss for run in peers)
     budget = case.steps * case.rows_per_step * case.row_tokens
-    reached = [first_at(curve, goal_loss) for curve in own]
+    reached = [first_at(run.curve, goal_loss) for run in own]
     tokens, seconds = (statistics.median(point[name] for point in reached) for name in ("tokens", "seconds"))
-    peer_seconds = statistics.median(curve[-1]["seconds"] for curve in peers)
+    peer_seconds = statistics.median(run.curve[-1]["seconds"] for run in peers)
     facts = {
         "peer": "nanoGPT",
-        "equal": True,  # the same rows score both sides
+        "equal": all(run.scored == peers[0].scored for run in peers + own),
         "peer_rate": peer_rate,
         "our_rates": our_rates,
-        "peer_bits_per_byte": [last(curve) / math.log(2) / bytes_per_token for curve in peers],
-        "our_bits_per_byte": [last(curve) / math.log(2) / bytes_per_token for curve in own],
+        "peer_bits_per_byte": [run.loss / math.log(2) / bytes_per_token for run in peers],
+        "our_bits_per_byte": [run.loss / math.log(2) / bytes_per_token for run in own],
     }
     yield row(f"tokens to nanoGPT's loss, {case.name}", tokens, budget, "tokens", "≤ 0.5", 0.5) | facts
     yield row(f"time to nanoGPT's loss, {case.name}", seconds, peer_seconds, "s", "≤ 0.4", 0.4) | facts
@@ -105,10 +121,6 @@ def row(metric: str, own: float, peer_value: float, unit: str, goal: str, limit:
         "goal": goal,
         "met": ratio <= limit,
     }
-
-
-def last(curve: list[dict[str, float]]) -> float:
-    return curve[-1]["validation_loss"]
 
 
 def first_at(curve: list[dict[str, float]], loss: float) -> dict[str, float]:
@@ -160,24 +172,24 @@ def write(folder: Path, parts: dict[str, list[int]], row_tokens: int, vocab_size
     (folder / "rows.json").write_text(json.dumps(facts))
 
 
-def ours(case: Case, folder: Path, rates: tuple[float, float], seed: int) -> list[dict[str, float]]:
+def ours(case: Case, folder: Path, rates: tuple[float, float], seed: int) -> Run:
     """Our validation curve over half of nanoGPT's budget, from a process of its own."""
-    return curve_of([sys.executable, __file__, "--ours", json.dumps(asdict(case)), str(folder), json.dumps(rates), str(seed)])
+    return answer_of([sys.executable, __file__, "--ours", json.dumps(asdict(case)), str(folder), json.dumps(rates), str(seed)])
 
 
-def peer(case: Case, folder: Path, rate: float, seed: int) -> list[dict[str, float]]:
+def peer(case: Case, folder: Path, rate: float, seed: int) -> Run:
     """nanoGPT's validation at its end, from a process of its own."""
-    return curve_of([sys.executable, str(PEER), json.dumps(asdict(case)), str(folder), str(rate), str(seed)])
+    return answer_of([sys.executable, str(PEER), json.dumps(asdict(case)), str(folder), str(rate), str(seed)])
 
 
-def curve_of(command: list[str]) -> list[dict[str, float]]:
+def answer_of(command: list[str]) -> Run:
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    curve: list[dict[str, float]] = json.loads(answer.stdout.splitlines()[-1])
-    print(command[1].rsplit("/", 1)[-1], command[-2:], curve[-1], file=sys.stderr, flush=True)
-    return curve
+    run = Run(**json.loads(answer.stdout.splitlines()[-1]))
+    print(command[1].rsplit("/", 1)[-1], command[-2:], run.curve[-1], file=sys.stderr, flush=True)
+    return run
 
 
-def train_ours(case: Case, folder: Path, rates: tuple[float, float], seed: int) -> list[dict[str, float]]:
+def train_ours(case: Case, folder: Path, rates: tuple[float, float], seed: int) -> Run:
     """Train with the loop itself, and read the curve that it writes. The clock leaves validation out, on both sides."""
     import torch
 
@@ -212,16 +224,33 @@ def train_ours(case: Case, folder: Path, rates: tuple[float, float], seed: int) 
         lines = (Path(work) / "metrics.jsonl").read_text().splitlines()
     curve, seconds = [], 0.0
     for record in map(json.loads, lines):
-        seconds += record["step_seconds"]
+        seconds += record["step_seconds"] * (1 - record.get("validation_share", 0.0))
         if "validation_loss" in record:
             curve.append({"tokens": record["tokens"], "seconds": seconds, "validation_loss": record["validation_loss"]})
-    return curve
+    return Run(curve, validation_targets(job))
+
+
+def validation_targets(job: TrainJob) -> dict[str, Any]:
+    """What the loop's validation counts: the same stream that the loop opens, without the targets that its loss ignores."""
+    from llm.data.rows import IGNORED, Rows
+    from llm.train.objective import kinds
+    from llm.train.parallel.layout import Layout
+    from llm.train.parallel.world import World
+    from llm.train.stream import Stream
+
+    rows = Rows.open(job.rows, "train")
+    objective = kinds.build(job.train, job.model.architecture, rows.vocab_size, rows.row_tokens)
+    stream = Stream.open(job.rows, objective, job.seed, Layout.over(World.current(job.device), job.cluster.layout))
+    batches = stream.validation(job.train.validation_rows, job.train.micro_batch_size)
+    counted = [batch.targets_BT[batch.targets_BT != IGNORED] for batch in batches]
+    digest = hashlib.sha256(b"".join(targets.numpy().tobytes() for targets in counted)).hexdigest()
+    return {"rows": sum(len(batch.targets_BT) for batch in batches), "targets": sum(map(len, counted)), "sha256": digest}
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--ours"]:
         _, _, case, folder, rates, seed = sys.argv
-        print(json.dumps(train_ours(Case(**json.loads(case)), Path(folder), tuple(json.loads(rates)), int(seed))))
+        print(json.dumps(asdict(train_ours(Case(**json.loads(case)), Path(folder), tuple(json.loads(rates)), int(seed)))))
     else:
         began = time.monotonic()
         for found in measure(*sys.argv[1:2]):

@@ -1,4 +1,5 @@
-"""nanoGPT's model, optimizer and schedule over the rows of a folder; prints tokens, seconds and validation loss at the end.
+"""nanoGPT's model, optimizer and schedule over the rows of a folder; prints tokens, seconds and validation loss at the end,
+and which targets that loss is over.
 
 What its train.py does on one CPU: random windows, AdamW, linear warm-up, cosine down to a tenth, clipping at 1, bfloat16
 where the chip multiplies it. Validation is over every row, as on our side, and not on its clock.
@@ -6,10 +7,10 @@ where the chip multiplies it. Validation is over every row, as on our side, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,18 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from nanogpt_source import source
 
 
-def checkout() -> Path:
-    """Where nanoGPT's sources are; cloned if nobody says."""
-    folder = Path(os.environ.get("TRAINYARD_NANOGPT", Path.home() / ".cache" / "trainyard-bench" / "nanoGPT"))
-    if not (folder / "model.py").exists():
-        subprocess.run(["git", "clone", "--quiet", "https://github.com/karpathy/nanoGPT", str(folder)], check=True)
-    return folder
-
-
-def main(case: dict[str, Any], folder: Path, peak: float, seed: int) -> list[dict[str, float]]:
-    sys.path.insert(0, str(checkout()))
+def main(case: dict[str, Any], folder: Path, peak: float, seed: int) -> dict[str, Any]:
+    sys.path.insert(0, str(source()))
     from model import GPT, GPTConfig
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -60,18 +54,24 @@ def main(case: dict[str, Any], folder: Path, peak: float, seed: int) -> list[dic
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds += time.monotonic() - began
-    return [{"tokens": steps * B * T, "seconds": seconds, "validation_loss": score(model, validation, T, half)}]
+    loss, scored = score(model, validation, T, half)
+    return {"curve": [{"tokens": steps * B * T, "seconds": seconds, "validation_loss": loss}], "scored": scored}
 
 
 @torch.no_grad()
-def score(model: Any, tokens: np.ndarray, T: int, half: bool) -> float:
-    """Mean nats over all rows."""
+def score(model: Any, tokens: np.ndarray, T: int, half: bool) -> tuple[float, dict[str, Any]]:
+    """Mean nats over all rows; how many rows and targets that were, and the digest of the targets' ids."""
     model.eval()
     rows = torch.from_numpy(np.stack([tokens[start : start + T + 1] for start in range(0, len(tokens) - T, T)]))
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        losses = [model(part[:, :-1].contiguous(), part[:, 1:].contiguous())[1].float() * len(part) for part in rows.split(32)]
+    total, targets, digest = 0.0, 0, hashlib.sha256()
+    for part in rows.split(32):
+        inputs_BT, targets_BT = part[:, :-1].contiguous(), part[:, 1:].contiguous()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            total += model(inputs_BT, targets_BT)[1].item() * targets_BT.numel()
+        targets += targets_BT.numel()
+        digest.update(targets_BT.numpy().tobytes())
     model.train()
-    return float(sum(losses) / len(rows))
+    return total / targets, {"rows": len(rows), "targets": targets, "sha256": digest.hexdigest()}
 
 
 if __name__ == "__main__":

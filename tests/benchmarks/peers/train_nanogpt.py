@@ -1,15 +1,15 @@
-"""nanoGPT's model in the common steps; its source lies where NANOGPT says."""
+"""nanoGPT's model in the common steps."""
 
 from __future__ import annotations
 
-import os
 import sys
 
 import torch
+from nanogpt_source import source
 from steps import case, measure
 from torch import Tensor
 
-sys.path.insert(0, os.environ["NANOGPT"])
+sys.path.insert(0, str(source()))
 from model import GPT, GPTConfig
 
 given, weights = case()
