@@ -65,27 +65,26 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         peer = "–" if row["peer"] is None else f"{row['peer']} {row['peer_value']:.3g}"
         ratio = None if row["ratio"] is None else f"{row['ratio']:.2f}"
-        cells = (
-            row["id"],
-            row["metric"],
-            f"{row['ours']:.3g}",
-            peer,
-            row["unit"],
-            ratio,
-            row["goal"] or "no goal",
-            row["met"],
-            row["equal"],
-        )
+        goal = "no goal" if row["goal"] is None else row["goal"]
+        cells = (row["id"], row["metric"], f"{row['ours']:.3g}", peer, row["unit"], ratio, goal, row["met"], row["equal"])
         lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in cells) + " |")
     return lines
 
 
+PAGE = """# Benchmarks
+
+The last run of each (`make bench`, or `make bench ONLY=R1`). Ratios come from one run; bare times are of that machine only. *met*: the goal
+is reached; *equal*: both sides gave the same answer; – : there is none.
+
+`TRAINYARD_BENCH_HOME` (`~/.cache/trainyard-bench`) keeps the environments of R1's peers, which are built on first use.
+`TRAINYARD_NANOGPT` names nanoGPT's source for R1 and R2: a checkout, or whatever `git clone` accepts; without it, GitHub's.
+
+{table}
+"""
+
+
 def page(rows: list[dict[str, Any]]) -> str:
-    return (
-        "# Benchmarks\n\nThe last run of `make bench`. Ratios come from one run; bare times are of that machine only.\n\n"
-        + "\n".join(table(rows))
-        + "\n"
-    )
+    return PAGE.format(table="\n".join(table(rows)))
 
 
 if __name__ == "__main__":
