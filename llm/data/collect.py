@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm.artifact import write_json
-from llm.data.config import CollectConfig, Source
+from llm.data.config import CollectConfig
 from llm.data.document import Books, Document, Quarantined, concatenate, write_json_lines, write_shards
 from llm.data.parts import Piece, Workshop, link
 from llm.data.sources import files, huggingface, installed
+from llm.data.sources.config import Source
 from llm.errors import DataError
 
 INDEX = pa.schema([("id", pa.string()), ("source", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])

@@ -9,10 +9,11 @@ import pytest
 
 from llm.data.clean import clean
 from llm.data.collect import collect
-from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, FilesSource, TokenizeConfig
+from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, TokenizeConfig
 from llm.data.dedup import dedup
 from llm.data.encode import tokenize
 from llm.data.parts import Workshop
+from llm.data.sources.config import FilesSource
 
 MODULES = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-h]*.py"))
 TOKENIZE = TokenizeConfig(vocab_size=1000, row_tokens=128, sample_bytes=400_000)

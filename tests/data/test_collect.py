@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from llm.artifact import canonical
 from llm.data.collect import collect, snapshot
-from llm.data.config import CollectConfig, FilesSource, HuggingFaceSource, InstalledSource, Source
+from llm.data.config import CollectConfig
 from llm.data.document import Document, read_shards
 from llm.data.parts import Workshop
 from llm.data.sources import installed
+from llm.data.sources.config import FilesSource, HuggingFaceSource, InstalledSource, Source
 from llm.errors import DataError, RecipeError, SourceError
 
 
@@ -200,7 +201,8 @@ def test_a_hub_data_set_must_be_pinned(revision: str | None) -> None:
 
 def test_a_hub_out_of_reach_is_an_error_that_time_may_heal() -> None:
     attempt = (
-        "from llm.data.config import HuggingFaceSource\nfrom llm.data.sources.huggingface import read\nfrom llm.errors import SourceError\n"
+        "from llm.data.sources.config import HuggingFaceSource\nfrom llm.data.sources.huggingface import read\n"
+        "from llm.errors import SourceError\n"
         "try: next(read(HuggingFaceSource(path='owner/name', revision='0' * 40), None))\n"
         "except SourceError as error: print(error)"
     )

@@ -6,7 +6,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, HuggingFaceSource, TokenizeConfig
+from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, TokenizeConfig
+from llm.data.sources.config import HuggingFaceSource
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm.data.config import FilesSource
 from llm.data.document import Document, Quarantined
 from llm.data.hashing import fingerprints, share
 from llm.data.parts import Piece
+from llm.data.sources.config import FilesSource
 from llm.errors import RecipeError, SourceError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}

@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm.data.config import HuggingFaceSource
 from llm.data.document import Document, Quarantined
 from llm.data.hashing import fingerprints
 from llm.data.parts import Piece
+from llm.data.sources.config import HuggingFaceSource
 from llm.data.sources.files import record_document
 from llm.errors import RecipeError, SourceError
 

@@ -12,9 +12,9 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
-from llm.data.config import InstalledSource
 from llm.data.document import Document, Quarantined
 from llm.data.parts import Piece
+from llm.data.sources.config import InstalledSource
 
 OURSELVES = "trainyard"
 NO_SOURCE = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"}
