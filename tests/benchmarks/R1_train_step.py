@@ -38,10 +38,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 WARM_UP, TIMED, COMPARED = 3, 10, 20
 GOAL = "≥ 1.35 × best peer or ≥ 0.80 of peak"
+WITHOUT: dict[str, dict[str, Any]] = {  # a technique, and the settings of a step that does without it
+    "bfloat16": {"dtype": "fp32"},
+    "torch.compile": {"compile": False},
+    "chunked cross-entropy": {"whole_logits": True},
+    "freed memory kept": {"keep_freed_memory": False},
+}
 Run = dict[str, Any]
 
 
-def row(metric: str, ours: float, unit: str, goal: str, met: bool, *, peer: str | None, peer_value: float, equal: bool) -> dict[str, Any]:
+def row(
+    metric: str, ours: float, unit: str, goal: str | None, met: bool | None, *, peer: str | None, peer_value: float, equal: bool
+) -> dict[str, Any]:
     ratio = ours / peer_value if peer else None
     return {
         "id": "R1", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
@@ -56,6 +64,7 @@ def measure() -> Iterator[dict[str, Any]]:
         for name, shape in SHAPES.items():
             yield from compare(name, shape, pythons, Path(folder))
         yield long_rows(SHAPES["A"], pythons, Path(folder))
+        yield from techniques(SHAPES["A"] | {"rows": 8}, pythons["ours"], Path(folder))
 
 
 def compare(name: str, shape: dict[str, Any], pythons: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:
@@ -96,6 +105,24 @@ def long_rows(shape: dict[str, Any], pythons: dict[str, Path], folder: Path) -> 
     return row("FLOP/s at 4,096 tokens", long, "GFLOP/s", "≥ 0.85", long >= 0.85 * short, peer="512 tokens", peer_value=short, equal=equal)
 
 
+def techniques(shape: dict[str, Any], python: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """What each technique is worth: our step beside our step without it, and its peak of memory."""
+    given = shape | {"family": "llama"}
+    file = weights("llama", given, folder / "techniques.pt")
+    for name, settings in WITHOUT.items():
+        runs: dict[bool, list[Run]] = {True: [], False: []}
+        for used in (True, False, False, True):
+            runs[used].append(train(python, "ours", given if used else given | settings, file))
+        speeds, peaks = (
+            [statistics.median(measured(run) for run in runs[used]) for used in (True, False)]
+            for measured in (lambda run: given["rows"] * given["row_tokens"] / seconds(run), lambda run: run["peak_bytes"] / 1e9)
+        )
+        pairs = zip(runs[True][0]["losses"], runs[False][0]["losses"], strict=True)
+        equal = all(abs(ours - theirs) <= 0.01 * theirs for ours, theirs in pairs)
+        for metric, (used, unused), unit in (("speed", speeds, "tokens/s"), ("peak memory", peaks, "GB")):
+            yield row(f"{name}: {metric}", used, unit, None, None, peer="without it", peer_value=unused, equal=equal)
+
+
 def candidates(shape: dict[str, Any]) -> list[dict[str, Any]]:
     """A peer's settings: eager and compiled, with few rows at a time and with many."""
     sizes = sorted({max(1, shape["rows"] // parts) for parts in (1, 4)})
@@ -118,6 +145,7 @@ def train(python: Path, who: str, given: dict[str, Any], file: Path) -> Run:
     Raises: RuntimeError with the end of what it said, if it fails.
     """
     defaults = {"dtype": "bf16", "micro_rows": given["rows"], "steps": WARM_UP + TIMED, "compile": True, "threads": os.cpu_count()}
+    defaults |= {"whole_logits": False, "keep_freed_memory": True}
     command = [str(python), str(PEERS / f"train_{who}.py"), json.dumps(defaults | given | {"model": model_section(given)}), str(file)]
     variables = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
     answer = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)

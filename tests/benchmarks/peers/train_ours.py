@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from steps import case, measure
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm.model import families
 from llm.model.config import parse_model
@@ -15,8 +15,9 @@ from llm.train.batch import Batch
 from llm.train.learner import Learner
 from llm.train.objective.next_token import NextToken
 
-keep_freed_memory()
 given, weights = case()
+if given.keep_freed_memory:
+    keep_freed_memory()
 model: Any = families.build(parse_model(given.model), given.vocab_size)
 model.load_state_dict(weights)
 if given.compile:
@@ -27,6 +28,9 @@ learner = Learner(model, NextToken(), torch.bfloat16 if given.dtype == "bf16" el
 
 def loss(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Mean nats per token."""
+    if given.whole_logits:
+        logits_BTV = model.head(model.features(tokens_BT=tokens_BT))
+        return nn.functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
     return learner(Batch({"tokens_BT": tokens_BT}, targets_BT, {}))["loss"] / targets_BT.numel()
 
 
