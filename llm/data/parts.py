@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -85,6 +86,7 @@ class Workshop:
 
         Raises: what `make` raises.
         """
+        _sweep(self.folder)
         keys = [sha256_of({"code": self.code, "part": name, "settings": settings, "piece": piece.identity})[:32] for piece in pieces]
         parts = {key: self._found(key) for key in dict.fromkeys(keys)}
         missing = {key: piece.value for key, piece in zip(keys, pieces, strict=True) if parts[key] is None}
@@ -115,16 +117,39 @@ def _present(part: Part | None, place: Path) -> Part:
 def _make(folder: Path, make: Make, item: tuple[str, Any]) -> str:
     """Make one part beside its place and commit it; of several that make the same one, the first wins. Answers with its key."""
     key, value = item
-    temporary = folder / f".tmp-{key}-{uuid.uuid4().hex[:8]}"
-    try:
-        temporary.mkdir(parents=True)
-        commit(temporary, folder / key, {"stage": folder.parent.name, "key": key, "counts": make(value, temporary)})
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _claimed(folder / f".tmp-{key}-{uuid.uuid4().hex[:8]}") as temporary:
+        counts = make(value, temporary)
+        try:
+            commit(temporary, folder / key, {"stage": folder.parent.name, "key": key, "counts": counts})
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     return key
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[Path]:
+    """A new folder that is this process's until the block ends, or the process does; what is left of it then goes."""
+    folder.mkdir(parents=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes were making: the kernel has freed their locks."""
+    for left in folder.glob(".tmp-*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def shards(folder: Path, pattern: str) -> list[Piece]:

@@ -183,7 +183,7 @@ def write(folder: Path, parts: dict[str, list[int]], row_tokens: int, vocab_size
 
 
 def ours(case: Case, folder: Path, rates: tuple[float, ...], seed: int) -> Run:
-    """Our validation curve from a process of its own: half of nanoGPT's budget with rates of Muon and AdamW, all of it with one of AdamW."""
+    """Our validation curve from a process of its own: half of nanoGPT's budget with Muon's and AdamW's rates, all of it with AdamW's"""
     return answer_of([sys.executable, __file__, "--ours", json.dumps(asdict(case)), str(folder), json.dumps(rates), str(seed)])
 
 
