@@ -1,102 +1,105 @@
-"""Stage clean: repaired text, and only what is worth learning from."""
+"""Stage clean: repaired text, and only what is worth learning from.
+
+Two passes over the shards, each a table of steps. The first finds out what every text was meant to be. What has to be
+known of all shards together is counted there, and decided between the passes. The second looks for objections, and
+makes what is left fit to learn from. A change of a threshold repeats the second pass alone.
+"""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ftfy
-import trafilatura
-
 from llm.artifact import write_json
 from llm.data.config import CleanConfig
-from llm.data.document import Books, Document, Verdict, concatenate, read_documents, write_json_lines, write_shards
-from llm.data.parts import Workshop, link, shards
-from llm.data.quality import is_code, judge
+from llm.data.document import Books, concatenate, read_documents
+from llm.data.parts import Part, Piece, Workshop, link, shards
+from llm.data.quality.judge import judge
+from llm.data.repair import main_text, repair
+from llm.data.steps import Step, write_through
 from llm.errors import DataError
 
-# Repairs decoding, leaves typography alone: curly quotes, ligatures and HTML entities may be meant.
-REPAIRS = ftfy.TextFixerConfig(
-    unescape_html=False,
-    fix_latin_ligatures=False,
-    fix_character_width=False,
-    uncurl_quotes=False,
-    normalization="NFC",
-    explain=False,
-)
-NO_MAIN_TEXT = Verdict(False, "no_main_text")
 
-_newlines = re.compile("\r\n?")
-_controls = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufeff]")  # all but tab, line feed and form feed
-_trailing_blanks = re.compile("[ \t]+$", re.MULTILINE)
+@dataclass(frozen=True)
+class Decisions:
+    """What all shards together decide for one of them."""
+
+    def identity(self) -> dict[str, Any]:
+        """What changes when they do: a shard that they treat as before is not cleaned again."""
+        return {}
+
+
+def repairs(config: CleanConfig) -> tuple[Step, ...]:
+    """The steps of the first pass, in order: what the text was meant to be."""
+    return (
+        partial(main_text, config=config.repair),
+        partial(repair, config=config.repair),
+    )
+
+
+def filters(config: CleanConfig, decisions: Decisions) -> tuple[Step, ...]:
+    """The steps of the second pass, in order: whether to keep it, and in which form."""
+    return (partial(judge, config=config),)
 
 
 def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop) -> dict[str, Any]:
     """Shards of repaired documents that pass every rule; the others go to `dropped.jsonl` with reason and score.
 
+    `books.json` says how many of what was edited, beside the balanced books.
+
     Raises: DataError if nothing passes.
     """
-    pieces = shards(collected, "documents-*.parquet")
-    parts = workshop.made("clean", partial(clean_shard, config), pieces, settings=config.model_dump(mode="json"))
-    for number, path in enumerate(path for part in parts for path in part.files("documents-*.parquet")):
+    settings = {"repair": config.repair.model_dump(mode="json")}
+    repaired = workshop.made("repaired", partial(repair_shard, config), shards(collected, "documents-*.parquet"), settings=settings)
+    pieces = decide(repaired, config)
+    filtered = workshop.made("filtered", partial(filter_shard, config), pieces, settings=config.model_dump(mode="json"))
+    for number, path in enumerate(path for part in filtered for path in part.files("documents-*.parquet")):
         link(path, out / f"documents-{number:05d}.parquet")
-    concatenate((part.path / "dropped.jsonl" for part in parts), out / "dropped.jsonl")
-    books = Books.sum(part.counts for part in parts)
-    books.check()
-    write_json(out / "books.json", books.to_dict())
+    concatenate((part.path / "dropped.jsonl" for part in (*repaired, *filtered)), out / "dropped.jsonl")
+    books = _books(repaired, filtered)
+    counts = {**books.to_dict(), "edits": _edits([*repaired, *filtered])}
+    write_json(out / "books.json", counts)
     if not books.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(books.dropped.items()))
         raise DataError("no document is left after cleaning", value=reasons, remedy="relax the thresholds of clean")
-    return books.to_dict()
+    return counts
 
 
-def clean_shard(config: CleanConfig, shard: str, out: Path) -> dict[str, Any]:
-    """What is left of one shard, and what was dropped; its books."""
-    books, dropped = Books(), list[dict[str, Any]]()
-    write_shards(out, _passing(Path(shard), config, books, dropped))
-    write_json_lines(out / "dropped.jsonl", dropped)
-    return books.to_dict()
+def repair_shard(config: CleanConfig, shard: str, out: Path) -> dict[str, Any]:
+    """One shard as it was meant to be; its books."""
+    return write_through(out, read_documents(Path(shard)), repairs(config))
 
 
-def _passing(shard: Path, config: CleanConfig, books: Books, dropped: list[dict[str, Any]]) -> Iterator[Document]:
-    for raw in read_documents(shard):
-        document = repair(raw)
-        verdict = judge(document, config) if document.text else NO_MAIN_TEXT
-        if verdict.keep:
-            books.keep()
-            yield document
-        else:
-            books.drop(verdict.reason)
-            dropped.append({"id": raw.id, "reason": verdict.reason, "score": verdict.score})
+def filter_shard(config: CleanConfig, value: tuple[str, Decisions], out: Path) -> dict[str, Any]:
+    """What is left of one repaired shard; its books."""
+    shard, decisions = value
+    return write_through(out, read_documents(Path(shard)), filters(config, decisions))
 
 
-def repair(document: Document) -> Document:
-    """The document with its text extracted, decoded rightly and normalised; empty if a page has no main text.
-
-    A program is only normalised: what looks like a wrong decoding may be a literal that is meant. It parses
-    after this if it did before.
-
-    Source: trafilatura, https://aclanthology.org/2021.acl-demo.15; ftfy, https://ftfy.readthedocs.io; NFC, Unicode annex 15.
-    """
-    text = document.text
-    if document.meta.get("format") == "html":
-        text = trafilatura.extract(text, include_comments=False) or ""
-    if not is_code(document):
-        text = _trailing_blanks.sub("", ftfy.fix_text(text, REPAIRS))
-    return replace(document, text=normalise(text))
+def decide(repaired: Sequence[Part], config: CleanConfig) -> list[Piece]:
+    """The repaired shards, each with what is decided for it."""
+    shards = [(part, path) for part in repaired for path in part.files("documents-*.parquet")]
+    decisions = Decisions()
+    return [
+        Piece((str(path), decisions), {"documents": part.sha256(path.name), "decisions": decisions.identity()}) for part, path in shards
+    ]
 
 
-def normalise(text: str) -> str:
-    """NFC, line feeds only, no control characters, no blank lines at either end.
+def _books(repaired: Sequence[Part], filtered: Sequence[Part]) -> Books:
+    """The books of both passes as one: the second reads what the first kept."""
+    first, second = Books.sum(part.counts for part in repaired), Books.sum(part.counts for part in filtered)
+    books = Books(first.read, second.kept, first.dropped + second.dropped, first.quarantined + second.quarantined)
+    books.check()
+    return books
 
-    Example:
-        >>> normalise("\\ufeffe\\u0301\\r\\n\\x07b\\n\\n")
-        'é\\nb\\n'
-    """
-    text = unicodedata.normalize("NFC", _controls.sub("", _newlines.sub("\n", text))).strip("\n")
-    return text + "\n" if text else ""
+
+def _edits(parts: Sequence[Part]) -> dict[str, int]:
+    """What was changed in documents that passed, and how much of it."""
+    edits: Counter[str] = Counter()
+    for part in parts:
+        edits.update(part.counts["edits"])
+    return dict(sorted(edits.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from llm.config import Section
+from llm.data.quality.config import RepairConfig
 from llm.data.sources.config import InstalledSource, Source
 
 
@@ -16,8 +17,9 @@ class CollectConfig(Section):
 
 
 class CleanConfig(Section):
-    """Thresholds of the quality rules; each rule in llm/data/quality.py names its source."""
+    """What cleaning does; each rule in llm/data/quality names its source."""
 
+    repair: RepairConfig = RepairConfig()
     min_characters: int = Field(default=200, ge=1)
     max_characters: int = Field(default=1_000_000, ge=1)
     max_replacement_share: float = Field(default=0.001, ge=0, le=1, description="U+FFFD among the characters")

@@ -5,15 +5,17 @@ import base64
 import json
 import random
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llm.data.clean import clean, repair
+from llm.data.clean import clean, repairs
 from llm.data.config import CleanConfig
 from llm.data.document import Document, read_shards, write_shards
 from llm.data.parts import Workshop
-from llm.data.quality import judge
+from llm.data.quality.judge import judge
+from llm.data.steps import Edited, through
 from llm.errors import DataError
 
 PROSE = (
@@ -30,6 +32,11 @@ def prose(text: str) -> Document:
 
 def code(text: str) -> Document:
     return Document(id="a", text=text, source="files", domain="code", language="python")
+
+
+def repair(document: Document) -> Document:
+    outcome = through(document, repairs(CleanConfig()))
+    return outcome.document if isinstance(outcome, Edited) else replace(document, text="")
 
 
 @pytest.mark.parametrize(
