@@ -16,16 +16,15 @@ from llm.data.config import ChatConfig
 from llm.data.docstrings import conversation, functions
 from llm.data.document import Books, Quarantined, read_shards, write_json_lines
 from llm.data.hashing import fingerprints, share
+from llm.data.packing import alone, best_fit, write_mask, write_tokens
 from llm.data.split import SPLITS, require_all, split_of
 from llm.data.template import Conversation, Turn, encode, turns
-from llm.data.tokenizer import EOS, Tokenizer
+from llm.data.tokenizer import Tokenizer
 from llm.errors import DataError, SourceError
 
 SHUFFLED = "test-shuffled"
-OPEN_ROWS = 64
 
 Found = tuple[str, Conversation | Quarantined]  # with its split
-Coded = tuple[list[int], list[int]]  # ids and mask
 
 
 def snapshot(config: ChatConfig) -> dict[str, Any]:
@@ -159,44 +158,12 @@ def _file(config: ChatConfig) -> Path:
 def _write(out: Path, split: str, tokenizer: Tokenizer, conversations: list[Conversation], facts: dict[str, Any]) -> dict[str, int]:
     """One split's tokens, mask, borders and pairs; returns its sizes."""
     coded = [encode(tokenizer, each.turns) for each in conversations]
-    rows = _packed(coded, facts["row_tokens"]) if split == "train" else [[each] for each in coded]
-    tokens, mask, borders = _laid_out(rows, facts["row_tokens"])
-    for kind, values, dtype in (("tokens", tokens, facts["dtype"]), ("mask", mask, "u1"), ("borders", borders, "<i8")):
-        (out / f"{split}.{kind}").write_bytes(np.array(values, dtype=dtype).tobytes())
+    ids, mask = [np.array(each) for each, _ in coded], [np.array(each) for _, each in coded]
+    row_tokens, lengths = facts["row_tokens"], np.array([len(each) for each in ids])
+    pieces = best_fit(lengths, row_tokens) if split == "train" else alone(lengths, row_tokens)
+    write_tokens(out / f"{split}.tokens", pieces, row_tokens, facts["dtype"], lambda number, start, end: ids[number][start:end])
+    write_mask(out / f"{split}.mask", pieces, row_tokens, lambda number, start, end: mask[number][start:end])
+    (out / f"{split}.borders").write_bytes(np.sort(pieces.places).astype("<i8").tobytes())
     write_json_lines(out / f"pairs-{split}.jsonl", map(asdict, conversations))
-    return {"rows": len(rows), "tokens": len(tokens), "documents": len(conversations), "answer_tokens": sum(mask)}
-
-
-def _packed(coded: list[Coded], row_tokens: int) -> list[list[Coded]]:
-    """Conversations put into rows, each into the first of the last `OPEN_ROWS` rows with room for it.
-
-    Source: first fit, as in https://arxiv.org/abs/2107.02027, bounded so that the time grows linearly.
-    """
-    rows: list[list[Coded]] = []
-    room: list[int] = []
-    for each in coded:
-        length = len(each[0])
-        candidates = range(max(0, len(rows) - OPEN_ROWS), len(rows))
-        row = next((number for number in candidates if room[number] >= length), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(row_tokens)
-        rows[row].append(each)
-        room[row] -= length
-    return rows
-
-
-def _laid_out(rows: list[list[Coded]], row_tokens: int) -> tuple[list[int], list[int], list[int]]:
-    """Stream, mask and borders: rows filled up with end tokens that don't count, and one more as the last row's last target."""
-    tokens: list[int] = []
-    mask: list[int] = []
-    borders: list[int] = []
-    for number, row in enumerate(rows, start=1):
-        for ids, counts in row:
-            borders.append(len(tokens))
-            tokens += ids
-            mask += counts
-        padding = number * row_tokens - len(tokens)
-        tokens += [EOS] * padding
-        mask += [0] * padding
-    return [*tokens, EOS], [*mask, 0], borders
+    tokens = pieces.rows * row_tokens + 1
+    return {"rows": pieces.rows, "tokens": tokens, "documents": len(ids), "answer_tokens": int(sum(each.sum() for each in mask))}
