@@ -97,3 +97,47 @@ class ChatConfig(Section):
         if self.validation_share + self.test_share >= 1:
             raise ValueError("nothing is left to train on; set finetune.chat.validation_share and test_share to less than 1 together")
         return self
+
+
+class WeightsConfig(Section):
+    """How often training reads which rows: by domain and language, a group by its size where nothing else is said."""
+
+    domains: dict[str, float] = Field(default={}, description="share of the rows by domain; other domains divide the rest by their size")
+    languages: dict[str, float] = Field(default={}, description="share of the rows by language; others divide the rest by their size")
+    temperature: float = Field(default=1.0, ge=1, description="T: a group counts as its size to the power 1/T; large ones level all groups")
+    min_share: float = Field(default=0.0, ge=0, lt=1, description="share of the rows that each group has at least, within its epochs")
+
+    @model_validator(mode="after")
+    def _shares(self) -> WeightsConfig:
+        for setting, shares in (("domains", self.domains), ("languages", self.languages)):
+            if any(share < 0 for share in shares.values()) or sum(shares.values()) > 1 + 1e-6:
+                raise ValueError(f"{shares} are no shares of one whole; set train.mixture.{setting} to numbers that add up to at most 1")
+        return self
+
+
+class MixtureStageConfig(WeightsConfig):
+    """A part of the training with weights of its own."""
+
+    share: float = Field(gt=0, le=1, description="of the training's rows")
+
+
+class CorpusMixtureConfig(WeightsConfig):
+    """Which rows of the training split are read how often; each domain in each language is a group.
+
+    What a group may not have because of its epochs, the others divide. `stages` replace the weights, one after the other.
+    """
+
+    max_epochs: float | None = Field(default=None, gt=0, description="readings of a group's rows over the whole training")
+    domain_max_epochs: dict[str, float] = Field(default={}, description="the same for single domains")
+    stages: tuple[MixtureStageConfig, ...] = Field(default=(), description="a curriculum")
+
+    @model_validator(mode="after")
+    def _whole(self) -> CorpusMixtureConfig:
+        if any(epochs <= 0 for epochs in self.domain_max_epochs.values()):
+            raise ValueError(f"{self.domain_max_epochs} must be above 0; leave a domain out by train.mixture.domains")
+        if self.stages and abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
+            total = sum(stage.share for stage in self.stages)
+            raise ValueError(f"stages are {total:g} of the training; set the shares of train.mixture.stages so that they add up to 1")
+        if self.stages and (self.domains or self.languages or self.temperature != 1 or self.min_share):
+            raise ValueError("weights beside stages say nothing; move those of train.mixture into train.mixture.stages")
+        return self
