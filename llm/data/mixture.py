@@ -93,7 +93,7 @@ class Blend:
 def dealt(places: Numbers, counts: Numbers) -> Numbers:
     """How many rows of each group stand before each of these places, in a deck of `counts` rows by group; G, n.
 
-    The deck is split in two, a group and the rest, as evenly as whole numbers allow, and the rest again.
+    The deck is split in two, its largest group and the rest, as evenly as whole numbers allow, and the rest again.
 
     Example:
         >>> np.diff(dealt(np.arange(7), np.array([3, 2, 1]))).argmax(axis=0).tolist()
@@ -102,10 +102,10 @@ def dealt(places: Numbers, counts: Numbers) -> Numbers:
     left, cards = places, int(counts.sum())
     assert cards < 2**31, "products fit into 63 bits"
     before = np.zeros((len(counts), len(places)), np.int64)
-    for group, count in enumerate(counts.tolist()):
+    for group in np.argsort(-counts, kind="stable").tolist():
         if cards:
-            before[group] = (left * count + cards // 2) // cards
-        left, cards = left - before[group], cards - count
+            before[group] = (left * counts[group] + cards // 2) // cards
+        left, cards = left - before[group], cards - int(counts[group])
     return before
 
 
