@@ -16,11 +16,12 @@ from llm.data.config import ChatConfig
 from llm.data.docstrings import conversation, functions
 from llm.data.document import Books, Quarantined, read_shards, write_json_lines
 from llm.data.hashing import fingerprints, share
+from llm.data.labelled import existing, records
 from llm.data.packing import alone, best_fit, write_mask, write_tokens
 from llm.data.split import SPLITS, require_all, split_of
 from llm.data.template import Conversation, Turn, encode, turns
 from llm.data.tokenizer import Tokenizer
-from llm.errors import DataError, SourceError
+from llm.errors import DataError
 
 SHUFFLED = "test-shuffled"
 
@@ -120,17 +121,16 @@ def _docstring_pairs(deduped: Path, config: ChatConfig) -> Iterator[Found]:
 
 
 def _file_pairs(config: ChatConfig) -> Iterator[Found]:
-    """Lines of {"question", "answer"} or {"messages"}; the hash of the first question chooses the split."""
-    with _file(config).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            id = f"{Path(config.source).name}#{number}"
-            try:
-                found = Conversation(id, "file", _record_turns(json.loads(line)))
-            except (ValueError, KeyError, TypeError, DataError):
-                yield "train", Quarantined(id, "corrupt_line")
-                continue
+    """Records of {"question", "answer"} or {"messages"}; the hash of the first question chooses the split."""
+    for number, record in enumerate(records(_file(config))):
+        id = f"{Path(config.source).name}#{number}"
+        try:
+            found = Conversation(id, "file", _record_turns(record or {}))
             digest = hashlib.sha256(found.turns[0].content.encode()).hexdigest()
-            yield split_of(digest, validation_share=config.validation_share, test_share=config.test_share), found
+        except (ValueError, KeyError, TypeError, DataError):
+            yield "train", Quarantined(id, "corrupt_line")
+            continue
+        yield split_of(digest, validation_share=config.validation_share, test_share=config.test_share), found
 
 
 def _record_turns(record: dict[str, Any]) -> tuple[Turn, ...]:
@@ -144,15 +144,7 @@ def _record_turns(record: dict[str, Any]) -> tuple[Turn, ...]:
 
 
 def _file(config: ChatConfig) -> Path:
-    path = Path(config.source).expanduser()
-    if not path.is_file():
-        raise SourceError(
-            "no such file of pairs",
-            transient=False,
-            value=config.source,
-            remedy="set finetune.chat.source to `docstrings` or a .jsonl file",
-        )
-    return path
+    return existing(config.source, "finetune.chat.source")
 
 
 def _write(out: Path, split: str, tokenizer: Tokenizer, conversations: list[Conversation], facts: dict[str, Any]) -> dict[str, int]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from llm.config import Section
-from llm.data.quality.config import RepairConfig
+from llm.data.quality.config import (
+    C4Config,
+    Family,
+    FineWebConfig,
+    GopherConfig,
+    LanguageConfig,
+    RepairConfig,
+    RepeatsConfig,
+    RuleName,
+    WordsConfig,
+)
 from llm.data.sources.config import InstalledSource, Source
 
 
@@ -20,6 +30,14 @@ class CleanConfig(Section):
     """What cleaning does; each rule in llm/data/quality names its source."""
 
     repair: RepairConfig = RepairConfig()
+    language: LanguageConfig = LanguageConfig()
+    repeats: RepeatsConfig = RepeatsConfig()
+    rules: tuple[Family, ...] = Field(default=("basic",), description="families of rules that prose is judged by, in this order")
+    off: tuple[RuleName, ...] = Field(default=(), description="single rules that are not asked")
+    gopher: GopherConfig = GopherConfig()
+    c4: C4Config = C4Config()
+    fineweb: FineWebConfig = FineWebConfig()
+    words: WordsConfig = WordsConfig()
     min_characters: int = Field(default=200, ge=1)
     max_characters: int = Field(default=1_000_000, ge=1)
     max_replacement_share: float = Field(default=0.001, ge=0, le=1, description="U+FFFD among the characters")
@@ -52,7 +70,8 @@ class DedupConfig(Section):
     threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity from which one of two documents is dropped")
     link_threshold: float = Field(default=0.5, gt=0, le=1, description="Jaccard similarity from which two documents share a split")
     permutations: int = Field(default=128, ge=16, le=1024, multiple_of=16)
-    shingle_words: int = Field(default=5, ge=1)
+    shingle_words: int = Field(default=5, ge=1, description="a character of a script without spaces counts as a word")
+    exact_only: bool = Field(default=False, description="drop texts with the same words only, near duplicates not")
     validation_share: float = Field(default=0.02, gt=0, lt=1)
     test_share: float = Field(default=0.02, gt=0, lt=1)
 
@@ -78,7 +97,7 @@ class TokenizeConfig(Section):
 class ChatConfig(Section):
     """Instruction pairs: built from the docstrings of the corpus's Python documents, or read from a .jsonl file."""
 
-    source: str = Field(default="docstrings", min_length=1, description="`docstrings`, or the path of a .jsonl file")
+    source: str = Field(default="docstrings", min_length=1, description="`docstrings`, or the path of a .jsonl or .csv file")
     row_tokens: int | None = Field(default=None, ge=32, description="by default that of the tokenize stage")
     max_question_characters: int = Field(default=1_500, ge=20, description="longer code is cut at a line; other questions are dropped")
     min_answer_characters: int = Field(default=10, ge=1)
@@ -97,6 +116,18 @@ class ChatConfig(Section):
         if self.validation_share + self.test_share >= 1:
             raise ValueError("nothing is left to train on; set finetune.chat.validation_share and test_share to less than 1 together")
         return self
+
+
+class LabelledSet(Section):
+    """Questions or texts with known answers in a .jsonl or .csv file: what the model is judged on, and never trained on."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="what reports call it")
+    path: str = Field(min_length=1)
+    text_field: str = Field(default="question", min_length=1, description="column of the question, or of the text to classify")
+    answer_field: str = Field(default="answer", min_length=1, description="column of the answer, the label, or the right choice")
+    choice_fields: tuple[str, ...] = Field(default=(), description="columns of the choices, or the one column that lists them")
+    labels: tuple[str, ...] = Field(default=(), description="the labels that there are, of a classification")
+    id_field: str | None = Field(default=None, min_length=1, description="column that names the example; by default its number does")
 
 
 class WeightsConfig(Section):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -209,6 +210,27 @@ def test_pairs_from_a_file(stages: dict[str, Path], tokenizer: Tokenizer, tmp_pa
     ids, mask = encode(tokenizer, multi.turns)
     counted = tokenizer.decode([token for token, counts in zip(ids, mask, strict=True) if counts])
     assert counted == f"assistant says 0, politely{END}assistant says 1, politely{END}"
+
+
+def test_a_table_of_pairs_gives_the_rows_that_the_same_lines_give(stages: dict[str, Path], tmp_path: Path) -> None:
+    records = [{"question": f"What,\nis {n}?", "answer": f'It is the "number" {n}.'} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    with (tmp_path / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.DictWriter(file, ["answer", "question"])
+        rows.writeheader()
+        rows.writerows(records)
+    found = {}
+    for kind in ("jsonl", "csv"):
+        (out := tmp_path / kind).mkdir()
+        build(
+            stages["dedup"],
+            stages["tokenize"],
+            out,
+            ChatConfig(source=str(tmp_path / f"pairs.{kind}"), validation_share=0.2, test_share=0.2),
+        )
+        found[kind] = {turns for split in SPLITS for turns in (each.turns for each in pairs(out, split))}
+    assert len(found["csv"]) == 40
+    assert found["csv"] == found["jsonl"]
 
 
 def test_a_file_of_pairs_is_observed(tmp_path: Path) -> None:
