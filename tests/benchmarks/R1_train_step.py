@@ -37,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "B": {"layers": 12, "width": 768, "heads": 12, "ffn_width": 2048, "vocab_size": 32768, "row_tokens": 1024, "rows": 2},
 }
 WARM_UP, TIMED, COMPARED = 3, 10, 20
+TRIED = 3  # timed steps of each of a peer's settings
 GOAL = "≥ 1.35 × best peer or ≥ 0.80 of peak"
 WITHOUT: dict[str, dict[str, Any]] = {  # a technique, and the settings of a step that does without it
     "bfloat16": {"dtype": "fp32"},
@@ -75,7 +76,8 @@ def compare(name: str, shape: dict[str, Any], pythons: dict[str, Path], folder: 
     for peer, family in FAMILIES.items():
         given, file, python = shape | {"family": family}, files[family], pythons[peer]
         equal = same_losses(given, file, python, peer)
-        settings = min(candidates(given), key=lambda each: seconds(train(python, peer, given | each, file)))
+        tried = {"steps": WARM_UP + TRIED}
+        settings = min(candidates(given), key=lambda each: seconds(train(python, peer, given | each | tried, file)))
         runs: dict[str, list[Run]] = {"ours": [], peer: []}
         for turn in range(REPEATS):
             for who in (("ours", peer), (peer, "ours"))[turn % 2]:

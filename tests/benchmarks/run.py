@@ -3,8 +3,8 @@
     python tests/benchmarks/run.py        all
     python tests/benchmarks/run.py R8     one
 
-Each benchmark is a file named after its id whose `measure()` yields rows. The table goes to the terminal and to README.md
-beside this file, the rows to results.json.
+Each benchmark is a file named after its id whose `measure()` yields rows. They go to the terminal as they come, to README.md
+beside this file as a table, and to results.json.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ LIBRARIES = ("prefect", "ray", "torch", "trainyard")
 
 def main(only: str) -> None:
     """Run every benchmark, or one, and write the table."""
-    rows = [
-        row | {"versions": versions()}
-        for path in sorted(HERE.glob("R*.py"))
-        if only in ("", path.stem.split("_")[0])
-        for row in measure(path)
-    ]
+    rows = []
+    for path in sorted(HERE.glob("R*.py")):
+        if only in ("", path.stem.split("_")[0]):
+            for row in measure(path):
+                print(table([row])[-1], flush=True)
+                rows.append(row | {"versions": versions()})
     if not rows:
         sys.exit(f"no benchmark {only}; have: {', '.join(sorted(path.stem for path in HERE.glob('R*.py')))}")
     kept = [row for row in earlier() if row["id"] not in {row["id"] for row in rows}]
     everything = sorted(kept + rows, key=lambda row: row["id"])
     (HERE / "results.json").write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
     (HERE / "README.md").write_text(page(everything))
-    print("\n".join(table(rows)))
 
 
 def measure(path: Path) -> Iterator[dict[str, Any]]:
