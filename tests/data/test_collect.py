@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -43,6 +48,31 @@ def parquet(texts: list[str]) -> bytes:
     return buffer.getvalue()
 
 
+def arrow(texts: list[str], writer: Callable[..., Any]) -> bytes:
+    buffer, table = io.BytesIO(), pa.table({"text": texts})
+    with writer(buffer, table.schema) as file:
+        file.write_table(table)
+    return buffer.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 RECORDS = "\n".join(json.dumps({"text": text, "language": "en"}) for text in ("one", "two")).encode()
 CONTENT = {
     "plain.txt": (b"\xef\xbb\xbfa text", ["a text"]),
@@ -52,17 +82,35 @@ CONTENT = {
     "code.py": (b"print()", ["print()"]),
     "records.jsonl": (RECORDS, ["one", "two"]),
     "table.parquet": (parquet(["x", "y"]), ["x", "y"]),
+    "file.arrow": (arrow(["file 1", "file 2"], pa.ipc.new_file), ["file 1", "file 2"]),
+    "stream.arrow": (arrow(["stream 1", "stream 2"], pa.ipc.new_stream), ["stream 1", "stream 2"]),
+    "table.csv": (b'\xef\xbb\xbftext,url\r\n"a ""row"",\nof two lines",http://x\r\n', ['a "row",\nof two lines']),
+    "table.tsv": (b"n\ttext\n1\ta tab\n", ["a tab"]),
+    "script.sh": (b"exit 1", ["exit 1"]),
+    "pack.zip": (
+        zipped({"a.txt": b"in a zip", "deep/b.md.gz": gzip.compress(b"in a gzip in a zip"), "c.png": b"\x89"}),
+        ["in a zip", "in a gzip in a zip"],
+    ),
+    "pack.tar": (tarred({"a.txt": b"in a tar", "b.parquet": parquet(["in a table in a tar"])}), ["in a tar", "in a table in a tar"]),
 }
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
 def test_every_kind_of_file_is_read_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
-    compress: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
     folder = tmp_path / "corpus"
     for name, (content, _) in CONTENT.items():
         path = folder / name.split(".")[0] / (name + suffix)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(compress[suffix](content))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(COMPRESS[suffix](content))
     (folder / "picture.png").write_bytes(b"\x89PNG")
     documents, quarantined = gathered(tmp_path / "out", FilesSource(path=str(folder), domain="web"))
     assert not quarantined
@@ -70,7 +118,7 @@ def test_every_kind_of_file_is_read_plain_and_compressed(tmp_path: Path, suffix:
     assert {document.domain for document in documents} == {"web"}
     by_text = {document.text: document for document in documents}
     assert by_text["print()"].language == "python"
-    assert by_text["print()"].meta == {"path": f"corpus/code/code.py{suffix}"}
+    assert by_text["print()"].meta == {"path": f"corpus/code/code.py{suffix}", "format": "code"}
     assert by_text["two"].id == f"files:corpus/records/records.jsonl{suffix}#1"
     assert by_text["x"].url == "https://x"
 

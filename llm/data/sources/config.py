@@ -8,18 +8,49 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from llm.config import Section
+from llm.data.sources.crawl.config import CrawlSource
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+class Limits(Section):
+    """What a file may cost that was made to do harm, or was damaged; whatever costs more is quarantined."""
+
+    max_document_bytes: int = Field(default=8_000_000, ge=1, description="one text, line or record")
+    max_decoded_bytes: int = Field(default=100_000_000_000, ge=1, description="what one file may unfold to")
+    max_ratio: float = Field(default=200, ge=1, description="how many times its size a file may unfold to, from 64 MB on")
+    max_members: int = Field(default=100_000, ge=1, description="members of one archive")
+    max_bad_records: int = Field(default=10_000, ge=1, description="in one file; then the rest of it counts as one")
+    max_memory_bytes: int = Field(default=512 * 2**20, ge=384 * 2**20, description="of the process that reads tables and archives")
+    max_stuck_seconds: float = Field(default=5, ge=1, description="of computing by that process without any progress")
+
+
 class FilesSource(Section):
-    """Text files in a folder, or one file: .txt .md .rst .html .py .jsonl .parquet, each also as .gz or .zst."""
+    """Text files in a folder, or one file, on disk or wherever fsspec reaches.
+
+    .txt .md .rst .html .csv .tsv .jsonl .ndjson .parquet .arrow .feather .py and other programs, each also as .gz .bz2 .xz
+    .zst; and all of these in a .zip or .tar, itself compressed or not.
+    """
 
     kind: Literal["files"] = "files"
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1, description="a local path, or a URL such as s3://bucket/folder")
     domain: str = "text"
-    patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell")
-    text_field: str = Field(default="text", description="column that holds the text in .jsonl and .parquet")
+    patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell; of an archive, every member is taken")
+    text_field: str = Field(default="text", description="column that holds the text in a table")
+    min_encoding_confidence: float = Field(default=0.3, ge=0, le=1, description="below it, text that isn't Unicode is undecodable")
+    limits: Limits = Limits()
+
+
+class WarcSource(Section):
+    """Pages of web archives: a .warc or .wet file, a folder of them, or a list of them such as Common Crawl's warc.paths.gz."""
+
+    kind: Literal["warc"] = "warc"
+    path: str = Field(min_length=1, description="local or a URL: .warc .wet, a folder, or a list .paths .txt; each also as .gz")
+    base_url: str = Field(default="", description="goes before each line of a list, such as https://data.commoncrawl.org/")
+    max_files: int | None = Field(default=None, ge=1, description="take only so many of them, from the first on")
+    domain: str = "web"
+    min_encoding_confidence: float = Field(default=0.3, ge=0, le=1, description="below it, text that isn't Unicode is undecodable")
+    limits: Limits = Limits()
 
 
 class HuggingFaceSource(Section):
@@ -57,4 +88,4 @@ class InstalledSource(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="per domain; the documents are chosen by the hash of their ids")
 
 
-Source = Annotated[FilesSource | HuggingFaceSource | InstalledSource, Field(discriminator="kind")]
+Source = Annotated[CrawlSource | FilesSource | HuggingFaceSource | InstalledSource | WarcSource, Field(discriminator="kind")]

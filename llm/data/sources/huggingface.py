@@ -11,7 +11,7 @@ from llm.data.document import Document, Quarantined
 from llm.data.hashing import fingerprints
 from llm.data.parts import Piece
 from llm.data.sources.config import HuggingFaceSource
-from llm.data.sources.files import record_document
+from llm.data.sources.record import record_document
 from llm.errors import RecipeError, SourceError
 
 

@@ -1,0 +1,34 @@
+"""A document from one record of a table, whatever holds the table."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from llm.data.document import Document, Quarantined
+
+FACTS = ("url", "domain", "language", "license", "created")
+
+
+def record_document(
+    source_kind: str, id: str, record: dict[str, Any], *, text_field: str, domain: str, meta: dict[str, Any] | None = None
+) -> Document | Quarantined:
+    """A document from one record of a table, or what is wrong with it. The record's own facts go before the source's."""
+    text = record.get(text_field)
+    if not isinstance(text, str):
+        return Quarantined(id, "no_text_field")
+    facts = {name: fact for name in FACTS if (fact := _fact(record.get(name)))}
+    if not all(map(_writable, facts.values())):
+        return Quarantined(id, "lone_surrogate")
+    return Document(id=id, text=text, source=source_kind, meta=meta or {}, **{"domain": domain} | facts)
+
+
+def _fact(value: object) -> str:
+    """Text as it is, a time in ISO 8601; empty for anything else."""
+    if isinstance(value, date):
+        return value.isoformat()
+    return value if isinstance(value, str) else ""
+
+
+def _writable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
