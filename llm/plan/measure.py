@@ -110,7 +110,7 @@ def _answer(question: Mapping[str, Any], folder: Path) -> Measured:
     from llm.train.meter import peak_memory_bytes
 
     torch.set_num_threads(question["threads"])
-    settings, row_tokens = TrainConfig.model_validate(question["train"]), question["row_tokens"]
+    settings, row_tokens = TrainConfig.model_validate(question["train"] | {"mixture": None}), question["row_tokens"]
     _write_rows(folder, rows=settings.global_batch_size * settings.steps, row_tokens=row_tokens, vocab_size=question["vocab_size"])
     job = TrainJob(folder, parse_model(question["model"]), settings, 0, folder / "work", device=question["device"])
     before = peak_memory_bytes("cpu")

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llm.config import Section
+from llm.data.config import CorpusMixtureConfig
 from llm.train.objective.config import NextTokenConfig, ObjectiveConfig
 from llm.train.parallel.config import LayoutConfig
 
@@ -82,6 +83,7 @@ class TrainConfig(Section):
     ramp: RampConfig | None = Field(default=None, description="smaller batches at first")
     initial: str | None = Field(default=None, description="folder of a model to continue from: ours, or one in Hugging Face format")
     objective: ObjectiveConfig = NextTokenConfig()
+    mixture: CorpusMixtureConfig | None = Field(default=None, description="how often which rows are read; none: all equally often")
     document_mask: bool = Field(default=False, description="attention never crosses the border between two documents of a row")
     z_loss_weight: float = Field(default=0.0, ge=0, description="of the squared log-sum of the logits; 1e-4 in PaLM")
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -79,7 +79,7 @@ class Attempt:
         """The state of the newest checkpoint, or the first one."""
         self.state = State(self.job, self.layout)
         self.beside.callback(self.state.checkpoints.close)
-        self.stream = Stream.open(self.job.rows, self.state.objective, self.job.seed, self.layout)
+        self.stream = Stream.open(self.job, self.state.objective, self.layout)
         self.state.replica.rehearse(self.stream.sample())
 
     def run(self) -> None:
@@ -101,7 +101,8 @@ class Attempt:
             self.keep(step)
         self.wait(config.steps)
         self.dog.begin("result", config.steps)
-        result.write(self.state, self.layout, self.job.work, self.log.cost(self.state))
+        place = schedule.first_place(config, len(self.state.history) + 1) + self.state.guard.skipped_rows
+        result.write(self.state, self.layout, self.job.work, self.log.cost(self.state) | self.stream.realised(place))
 
     def update(self, step: int) -> tuple[dict[str, Any], Action]:
         """One optimizer update: batch, gradient, clipping, judgement, step; what happened, and what the guard says to it.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm.data.mixture import Blend
 from llm.data.rows import Rows, order
+from llm.train import schedule
 from llm.train.batch import Batch
+from llm.train.job import TrainJob
 from llm.train.objective import kinds
 from llm.train.objective.kinds import Objective
 from llm.train.objective.mixture import Mixture
@@ -25,15 +28,26 @@ class Stream:
     objective: Objective | Mixture
     seed: int
     layout: Layout
+    blend: Blend | None = None  # none: every row is read equally often
 
     @classmethod
-    def open(cls, folder: Path, objective: Objective | Mixture, seed: int, layout: Layout) -> Stream:
-        """The stream over the training and validation splits in `folder`."""
-        return cls(Rows.open(folder, "train"), Rows.open(folder, "validation"), objective, seed, layout)
+    def open(cls, job: TrainJob, objective: Objective | Mixture, layout: Layout) -> Stream:
+        """The stream over the training and validation splits of a job's rows.
+
+        Raises: RecipeError if the rows can't be mixed as `train.mixture` says.
+        """
+        rows, validation_rows = Rows.open(job.rows, "train"), Rows.open(job.rows, "validation")
+        mixture, places = job.train.mixture, schedule.first_place(job.train, job.train.steps + 1)
+        blend = Blend.plan(rows.groups, mixture, places, job.seed) if mixture else None
+        return cls(rows, validation_rows, objective, job.seed, layout, blend)
 
     def indices(self, first: int, count: int) -> NDArray[np.int64]:
         """Training rows at the places first … first + count - 1."""
-        return order(first, count, rows=len(self.rows), seed=self.seed)
+        return self.blend.indices(first, count) if self.blend else order(first, count, rows=len(self.rows), seed=self.seed)
+
+    def realised(self, place: int) -> dict[str, Any]:
+        """What a mixture has read before `place`, by group; nothing without one."""
+        return {"mixture": self.blend.realised(place)} if self.blend else {}
 
     def training(self, first: int, count: int, size: int) -> list[Batch]:
         """This worker's micro-batches, of `size` rows at most, of the step that reads those places."""
