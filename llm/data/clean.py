@@ -14,11 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llm.artifact import write_json
 from llm.data.config import CleanConfig
-from llm.data.document import Books, concatenate, read_documents
+from llm.data.document import Books, concatenate, read_documents, read_shards
 from llm.data.parts import Part, Piece, Workshop, link, shards
-from llm.data.quality.judge import judge
+from llm.data.quality.c4 import whole_lines
+from llm.data.quality.judge import judge, judge_page
+from llm.data.quality.language import identify
+from llm.data.quality.lines import Repeats, count, frequent, without_repeats
+from llm.data.quality.words import plain_words
 from llm.data.repair import main_text, repair
 from llm.data.steps import Step, write_through
 from llm.errors import DataError
@@ -28,9 +34,11 @@ from llm.errors import DataError
 class Decisions:
     """What all shards together decide for one of them."""
 
+    repeats: Repeats | None = None  # none are asked for
+
     def identity(self) -> dict[str, Any]:
         """What changes when they do: a shard that they treat as before is not cleaned again."""
-        return {}
+        return {"repeats": self.repeats and self.repeats.sha256()}
 
 
 def repairs(config: CleanConfig) -> tuple[Step, ...]:
@@ -43,7 +51,15 @@ def repairs(config: CleanConfig) -> tuple[Step, ...]:
 
 def filters(config: CleanConfig, decisions: Decisions) -> tuple[Step, ...]:
     """The steps of the second pass, in order: whether to keep it, and in which form."""
-    return (partial(judge, config=config),)
+    keepers = decisions.repeats.keepers() if decisions.repeats else {}
+    return (
+        partial(identify, config=config.language),
+        partial(judge_page, config=config),
+        partial(whole_lines, config=config),
+        partial(without_repeats, config=config.repeats, keepers=keepers),
+        partial(judge, config=config),
+        partial(plain_words, config=config.words),
+    )
 
 
 def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop) -> dict[str, Any]:
@@ -53,7 +69,7 @@ def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop) -
 
     Raises: DataError if nothing passes.
     """
-    settings = {"repair": config.repair.model_dump(mode="json")}
+    settings = config.model_dump(mode="json", include={"repair", "repeats"})
     repaired = workshop.made("repaired", partial(repair_shard, config), shards(collected, "documents-*.parquet"), settings=settings)
     pieces = decide(repaired, config)
     filtered = workshop.made("filtered", partial(filter_shard, config), pieces, settings=config.model_dump(mode="json"))
@@ -70,23 +86,33 @@ def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop) -
 
 
 def repair_shard(config: CleanConfig, shard: str, out: Path) -> dict[str, Any]:
-    """One shard as it was meant to be; its books."""
-    return write_through(out, read_documents(Path(shard)), repairs(config))
+    """One shard as it was meant to be, and what has to be known of it to decide; its books."""
+    counts = write_through(out, read_documents(Path(shard)), repairs(config))
+    if config.repeats.min_documents:
+        np.save(out / "repeats.npy", count(read_shards(out), config.repeats))
+    return counts
+
+
+def decide(repaired: Sequence[Part], config: CleanConfig) -> list[Piece]:
+    """The repaired shards, each with what is decided for it."""
+    repeats: Sequence[Repeats | None] = [None] * len(repaired)
+    if config.repeats.min_documents:
+        repeats = frequent([part.path / "repeats.npy" for part in repaired], config.repeats)
+    decisions = [Decisions(each) for each in repeats]
+    return [
+        Piece((str(part.path), its), {"documents": _content(part), "decisions": its.identity()})
+        for part, its in zip(repaired, decisions, strict=True)
+    ]
 
 
 def filter_shard(config: CleanConfig, value: tuple[str, Decisions], out: Path) -> dict[str, Any]:
     """What is left of one repaired shard; its books."""
     shard, decisions = value
-    return write_through(out, read_documents(Path(shard)), filters(config, decisions))
+    return write_through(out, read_shards(Path(shard)), filters(config, decisions))
 
 
-def decide(repaired: Sequence[Part], config: CleanConfig) -> list[Piece]:
-    """The repaired shards, each with what is decided for it."""
-    shards = [(part, path) for part in repaired for path in part.files("documents-*.parquet")]
-    decisions = Decisions()
-    return [
-        Piece((str(path), decisions), {"documents": part.sha256(path.name), "decisions": decisions.identity()}) for part, path in shards
-    ]
+def _content(part: Part) -> list[str]:
+    return [part.sha256(path.name) for path in part.files("documents-*.parquet")]
 
 
 def _books(repaired: Sequence[Part], filtered: Sequence[Part]) -> Books:

@@ -9,10 +9,12 @@ from typing import Literal
 
 import ftfy
 import trafilatura
+from ftfy.fixes import remove_terminal_escapes
+from lxml import etree  # type: ignore[import-untyped]
 
 from llm.data.document import KEEP, Document, Verdict
+from llm.data.quality.code import is_code
 from llm.data.quality.config import RepairConfig
-from llm.data.quality.judge import is_code
 from llm.data.steps import Edited
 
 # Repairs decoding, leaves typography alone: curly quotes, ligatures and HTML entities may be meant.
@@ -28,6 +30,9 @@ REPAIRS = ftfy.TextFixerConfig(
 NO_MAIN_TEXT = Verdict(False, "no_main_text")
 EMPTY = Verdict(False, "empty")
 
+MAX_TAG_CHARACTERS = 2_000
+
+_tag = re.compile(r"<[A-Za-z][^\s<>]*(?=\s)")
 _newlines = re.compile("\r\n?")
 _controls = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufeff]")  # all but tab, line feed and form feed
 _trailing_blanks = re.compile("[ \t]+$", re.MULTILINE)
@@ -36,14 +41,45 @@ _trailing_blanks = re.compile("[ \t]+$", re.MULTILINE)
 def main_text(document: Document, config: RepairConfig) -> Edited | Verdict:
     """A page without its menus and its markup; other documents as they are.
 
+    The limits bound the seconds that the worst page takes, whatever the machine: parser and trafilatura are quadratic in
+    the number of attributes of a tag, and of tags.
+
     Source: trafilatura, https://aclanthology.org/2021.acl-demo.15.
     """
     if document.meta.get("format") != "html":
         return KEEP
-    text = trafilatura.extract(document.text, include_comments=False) or ""
+    if len(document.text) > config.max_page_characters or document.text.count("<") > config.max_page_tags:
+        return Verdict(False, "page_too_large", float(len(document.text)))
+    text = _extracted(without_long_tags(document.text))
     if not text:
         return NO_MAIN_TEXT
     return Edited(replace(document, text=text), {"boilerplate_characters": len(document.text) - len(text)})
+
+
+def without_long_tags(page: str) -> str:
+    """The page with overlong tags, such as pictures within it, reduced to their names.
+
+    Example:
+        >>> without_long_tags("<p class='a'>x</p><img src='" + "A" * 5000 + "'>y")
+        "<p class='a'>x</p><img>y"
+    """
+    return ">".join(_without_long_tag(piece) if len(piece) > MAX_TAG_CHARACTERS else piece for piece in page.split(">"))
+
+
+def _without_long_tag(piece: str) -> str:
+    """What stands before the end of a tag: perhaps text, perhaps a tag, and in a script perhaps its closing tag."""
+    tag = _tag.search(piece)
+    if tag is None or len(piece) - tag.start() <= MAX_TAG_CHARACTERS:
+        return piece
+    closing = piece.rfind("</")
+    return piece[: tag.end()] + (">" + piece[closing:] if closing > tag.end() else "")
+
+
+def _extracted(page: str) -> str:
+    try:
+        return trafilatura.extract(page, include_comments=False) or ""
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, etree.LxmlError):  # what no parser expected
+        return ""
 
 
 def repair(document: Document, config: RepairConfig) -> Edited | Verdict:
@@ -56,11 +92,20 @@ def repair(document: Document, config: RepairConfig) -> Edited | Verdict:
     """
     text = document.text
     if not is_code(document):
-        text = _trailing_blanks.sub("", ftfy.fix_text(text, REPAIRS))
+        text = _decoded(text)
+        text = _trailing_blanks.sub("", text) if any(end in text for end in (" \n", "\t\n", " \r", "\t\r")) else text.rstrip(" \t")
     text = normalise(text, config.unicode)
     if not text:
         return EMPTY
     return KEEP if text == document.text else Edited(replace(document, text=text), {"repaired_documents": 1})
+
+
+def _decoded(text: str) -> str:
+    """ftfy's repair; it works line by line, and lines in ASCII need but one of its steps."""
+    text = remove_terminal_escapes(text)
+    if text.isascii():
+        return text
+    return "\n".join(line if line.isascii() else ftfy.fix_text(line, REPAIRS) for line in text.split("\n"))
 
 
 def normalise(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
@@ -70,5 +115,6 @@ def normalise(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
         >>> normalise("\\ufeffe\\u0301\\r\\n\\x07b\\n\\n")
         'é\\nb\\n'
     """
-    text = unicodedata.normalize(form, _controls.sub("", _newlines.sub("\n", text))).strip("\n")
+    text = _controls.sub("", _newlines.sub("\n", text))
+    text = unicodedata.normalize(form, text).strip("\n")
     return text + "\n" if text else ""
