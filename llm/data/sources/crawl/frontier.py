@@ -1,0 +1,128 @@
+"""The order of a crawl: breadth first, each level decided as a whole, so that it never depends on who answers first.
+
+A level's URLs are sorted and cut before any of them is asked for, and the next level is made when all have answered.
+So a site that stays the same gives the same pages, in whatever order and after however many kills they were fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from llm.data.sources.crawl.archive import Archive
+from llm.data.sources.crawl.config import CrawlSource
+from llm.data.sources.crawl.fetch import Answer, Fetcher, Kind
+from llm.data.sources.crawl.pages import CONTENT_TYPES, HTML, links, media_type, page_text
+from llm.data.sources.crawl.robots import Robots, Rules
+from llm.data.sources.crawl.sitemaps import sitemap_pages
+from llm.data.sources.crawl.urls import canonical, hostname, in_scope, on_hosts, origin
+from llm.data.sources.crawl.web import MAX_REDIRECTS, Web
+from llm.data.sources.limits import Refused
+
+
+async def crawl(source: CrawlSource, archive: Archive, fetcher: Fetcher) -> dict[str, str]:
+    """Fill the archive with the pages of this period; the outcome by URL: empty for a page, otherwise why it is none.
+
+    A redirect has no entry, unless it leads nowhere: its target has one.
+    """
+    frontier = Frontier(source, Web(fetcher, archive))
+    level = await frontier.beginning()
+    for depth in range(source.max_depth + 1):
+        level = await frontier.visit_level(level, named=depth == 0)
+    return frontier.outcomes()
+
+
+@dataclass
+class Frontier:
+    """What a crawl has visited so far."""
+
+    source: CrawlSource
+    web: Web
+    found: dict[str, str] = field(default_factory=dict)  # URL → reason, empty for a page or a redirect
+    redirects: dict[str, str] = field(default_factory=dict)
+    failed_sitemaps: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.robots = Robots(self.web)
+        self.page = Kind("page", self.source.max_page_bytes, CONTENT_TYPES)
+
+    async def beginning(self) -> set[str]:
+        """The seeds, and the pages of sitemaps."""
+        seeds = self._canonical(self.source.seeds)
+        sitemaps = self._canonical(self.source.sitemaps)
+        if self.source.robots_sitemaps:
+            for place in sorted({origin(url) for url in seeds}):
+                rules = await self.robots.rules(place + "/")
+                sitemaps |= {url for url in self._canonical(rules.file.sitemaps) if on_hosts(self.source, url)}
+        pages, self.failed_sitemaps = await sitemap_pages(self.web, self.robots, sitemaps)
+        return seeds | pages
+
+    async def visit_level(self, level: set[str], *, named: bool) -> set[str]:
+        """Ask for the URLs of one level, then for where they redirect to; the links of all of them.
+
+        What robots.txt disallows is an outcome if the recipe or a sitemap named it, and else like a link that leads off the site.
+        """
+        next_level: set[str] = set()
+        for _ in range(MAX_REDIRECTS + 1):
+            rules = await self._rules(url for url in level if url not in self.found and in_scope(self.source, url))
+            wanted = sorted(url for url in rules if named or rules[url].refusal(url) != "robots_disallowed")
+            chosen = wanted[: self.source.max_pages - len(self.found)]
+            self.found |= {url: rules[url].refusal(url) for url in chosen}
+            allowed = [url for url in chosen if not self.found[url]]
+            next_level |= await self._visit(allowed)
+            level = {self.redirects[url] for url in allowed if url in self.redirects}
+        return next_level
+
+    def outcomes(self) -> dict[str, str]:
+        """Every URL with a page or a reason."""
+        pages = {url: reason for url, reason in self.found.items() if url not in self.redirects}
+        return pages | {url: reason for url in self.redirects if (reason := self._dead_end(url))} | self.failed_sitemaps
+
+    async def _rules(self, urls: Iterable[str]) -> dict[str, Rules]:
+        """The rules for each URL; origins are asked side by side."""
+        places = {url: origin(url) for url in urls}
+        origins = sorted(set(places.values()))
+        rules = dict(zip(origins, await asyncio.gather(*(self.robots.rules(f"{place}/") for place in origins)), strict=True))
+        return {url: rules[place] for url, place in places.items()}
+
+    async def _visit(self, urls: Iterable[str]) -> set[str]:
+        """Ask for these, hosts side by side; the links on them."""
+        queues: dict[str, deque[str]] = defaultdict(deque)
+        for url in urls:
+            queues[hostname(url)].append(url)
+        found: set[str] = set()
+        workers = [queue for queue in queues.values() for _ in range(min(len(queue), self.source.connections_per_host))]
+        await asyncio.gather(*(self._work_off(queue, found) for queue in workers))
+        return found
+
+    async def _work_off(self, queue: deque[str], found: set[str]) -> None:
+        while queue:
+            url = queue.popleft()
+            answer = await self.web.ask(url, self.page)
+            self.found[url] = answer.reason
+            if answer.location:
+                self.redirects[url] = answer.location
+            elif answer.is_page and media_type(answer.content_type) in HTML:
+                found |= self._links(url, answer)
+
+    def _links(self, url: str, answer: Answer) -> set[str]:
+        try:
+            text = page_text(answer.body, answer.content_type, self.source.min_encoding_confidence)
+        except Refused:
+            return set()
+        return links(text, url, self.source.drop_parameters)
+
+    def _dead_end(self, url: str) -> str:
+        """Why a redirect leads to no outcome: in a circle, or out of the crawl's bounds; empty if it does lead to one."""
+        seen: set[str] = set()
+        while url in self.redirects:
+            if url in seen:
+                return "redirect_loop"
+            seen.add(url)
+            url = self.redirects[url]
+        return "" if url in self.found else "redirect_not_followed"
+
+    def _canonical(self, urls: Iterable[str]) -> set[str]:
+        return {url for each in urls if (url := canonical(each, drop_parameters=self.source.drop_parameters))}

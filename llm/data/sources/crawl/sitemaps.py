@@ -1,0 +1,84 @@
+"""Sitemaps: the pages that a site names itself.
+
+Source: https://www.sitemaps.org/protocol.html.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from lxml import etree  # type: ignore[import-untyped]
+
+from llm.data.sources.crawl.fetch import Kind
+from llm.data.sources.crawl.inflate import GZIP_MAGIC, Inflater
+from llm.data.sources.crawl.robots import Robots
+from llm.data.sources.crawl.urls import canonical, on_hosts
+from llm.data.sources.crawl.web import Web
+from llm.data.sources.limits import Refused
+
+SITEMAP = Kind("sitemap", max_bytes=50 * 2**20)
+MAX_SITEMAPS = 1_000
+
+
+async def sitemap_pages(web: Web, robots: Robots, sitemaps: Iterable[str]) -> tuple[set[str], dict[str, str]]:
+    """Canonical URLs of the pages that these sitemaps and those inside them name; why a sitemap could not be used, by its URL."""
+    pages: set[str] = set()
+    failed: dict[str, str] = {}
+    seen: set[str] = set()
+    waiting = sorted(sitemaps)
+    while waiting and len(seen) < MAX_SITEMAPS:
+        url = waiting.pop(0)
+        seen.add(url)
+        reason = (await robots.rules(url)).refusal(url)
+        answer = None if reason else await web.follow(url, SITEMAP)
+        try:
+            if answer is None or answer.reason:
+                raise Refused(reason or (answer.reason if answer else ""))
+            inside, named = locations(answer.body, web.fetcher.source.max_compression_ratio)
+        except Refused as error:
+            failed[url] = error.reason
+            continue
+        source = web.fetcher.source
+        found = {each for name in inside if (each := canonical(name, url)) and on_hosts(source, each)}
+        waiting.extend(sorted(found - seen - set(waiting)))
+        pages |= {each for name in named if (each := canonical(name, url, source.drop_parameters))}
+    return pages, failed
+
+
+def locations(body: bytes, max_ratio: float) -> tuple[list[str], list[str]]:
+    """The sitemaps and the pages that a sitemap names: XML, or a URL per line, plain or gzip.
+
+    Raises: Refused if it is neither.
+
+    Example:
+        >>> locations(b"<sitemapindex><sitemap><loc>http://a/s.xml</loc></sitemap></sitemapindex>", 10)
+        (['http://a/s.xml'], [])
+        >>> locations(b"http://a/1\\nhttp://a/2\\n", 10)
+        ([], ['http://a/1', 'http://a/2'])
+    """
+    if body.startswith(GZIP_MAGIC):
+        body = _inflated(body, max_ratio)
+    if not body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return [], body.decode("utf-8", errors="replace").split()
+    named: dict[str, list[str]] = {"sitemap": [], "url": []}
+    try:
+        for _, element in etree.iterparse(io.BytesIO(body), resolve_entities=False, no_network=True, recover=True):
+            name = etree.QName(element).localname
+            parent = element.getparent()
+            if name == "loc" and parent is not None and (owner := etree.QName(parent).localname) in named:
+                named[owner].append("".join(element.itertext()))
+            if name in named:
+                element.clear()
+    except (etree.LxmlError, ValueError):
+        raise Refused("sitemap_corrupt") from None
+    return named["sitemap"], named["url"]
+
+
+def _inflated(body: bytes, max_ratio: float) -> bytes:
+    inflater = Inflater("gzip", SITEMAP.max_bytes, max_ratio)
+    content = inflater.feed(body)
+    inflater.finish()
+    if len(content) > SITEMAP.max_bytes:
+        raise Refused("too_large")
+    return content
