@@ -16,8 +16,9 @@ from llm.artifact import write_json
 from llm.data.config import CollectConfig
 from llm.data.document import Books, Document, Quarantined, concatenate, write_json_lines, write_shards
 from llm.data.parts import Piece, Workshop, link
-from llm.data.sources import files, huggingface, installed
+from llm.data.sources import files, huggingface, installed, warc
 from llm.data.sources.config import Source
+from llm.data.sources.crawl import reader as crawl
 from llm.errors import DataError
 
 INDEX = pa.schema([("id", pa.string()), ("source", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
@@ -125,4 +126,4 @@ class Reader(Protocol):
         """The documents of the piece with this value."""
 
 
-READERS: dict[str, Reader] = {"files": files, "huggingface": huggingface, "installed": installed}
+READERS: dict[str, Reader] = {"crawl": crawl, "files": files, "huggingface": huggingface, "installed": installed, "warc": warc}
