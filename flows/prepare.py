@@ -1,4 +1,4 @@
-"""collect → clean → dedup → tokenize."""
+"""collect → clean → dedup → tokenize → audit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect import flow
 from flows.session import session
 from llm.run import Run
 from tasks.policy import execute
-from tasks.prepare import clean, collect, dedup, tokenize
+from tasks.prepare import audit, clean, collect, dedup, tokenize
 from tasks.report import funnel
 
 
@@ -27,4 +27,5 @@ def prepare_data(run: Run) -> None:
     execute(run, clean, "data")
     execute(run, dedup, "data")
     execute(run, tokenize, "data")
+    execute(run, audit, "data")
     funnel(run)

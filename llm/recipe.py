@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from llm.artifact import sha256_of
 from llm.config import Section
+from llm.data.audit.config import AuditConfig
 from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig, TokenizeConfig
 from llm.errors import RecipeError
 from llm.evaluate.config import EvaluateConfig, PromoteConfig
@@ -55,6 +56,7 @@ class Recipe(Section):
     clean: CleanConfig = CleanConfig()
     dedup: DedupConfig = DedupConfig()
     tokenize: TokenizeConfig
+    audit: AuditConfig = AuditConfig()
     model: ModelConfig
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -37,6 +37,7 @@ STAGES = {
     "clean": Stage(("llm.data.clean",), ("clean",), ("ftfy", "trafilatura", "pyarrow")),
     "dedup": Stage(("llm.data.dedup",), ("dedup",), ("numpy", "pyarrow")),
     "tokenize": Stage(("llm.data.encode",), ("tokenize",), ("sentencepiece",)),
+    "audit": Stage(("llm.data.audit.audit",), ("audit", "name"), ("scikit-learn", "scipy", "vaderSentiment")),
     "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",), observe.origins),
     "finetune": Stage(("llm.train.loop", "llm.data.chat"), ("finetune", "seed"), ("torch", "sentencepiece"), observe.pairs),
     "evaluate": Stage(("llm.evaluate.evaluate",), ("evaluate", "seed"), ("torch", "sentencepiece")),
@@ -58,6 +59,9 @@ GRAPH = {
     "data.clean": Node("clean", {"collected": "data.collect"}),
     "data.dedup": Node("dedup", {"cleaned": "data.clean"}),
     "data.tokenize": Node("tokenize", {"deduped": "data.dedup"}),
+    "data.audit": Node(
+        "audit", {"collected": "data.collect", "cleaned": "data.clean", "deduped": "data.dedup", "tokenized": "data.tokenize"}
+    ),
     "base.pretrain": Node("pretrain", {"tokenized": "data.tokenize"}),
     "base.evaluate": Node("evaluate", {"trained": "base.pretrain", "tokenized": "data.tokenize", "deduped": "data.dedup"}),
     "base.export": Node("export", {"trained": "base.pretrain", "tokenized": "data.tokenize"}),

@@ -23,6 +23,7 @@ HOURS = {
     "clean": 12,
     "dedup": 12,
     "tokenize": 12,
+    "audit": 6,
     "pretrain": 24 * 30,
     "finetune": 24 * 7,
     "evaluate": 12,

@@ -1,4 +1,4 @@
-"""Raw text to training rows: collect, clean, dedup, tokenize; in this process, or spread over a cluster."""
+"""Raw text to training rows: collect, clean, dedup, tokenize, audit; in this process, or spread over a cluster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from prefect import task
 
 from llm.artifact import Store
 from llm.data.parts import Workshop, one_by_one
+from llm.observe import previous_collection
 from llm.recipe import Recipe
 from llm.run import refs
 from llm.stages import STAGES, Job
@@ -23,8 +24,9 @@ def collect(job: Job) -> dict[str, str]:
     """Read every source of the recipe into shards of documents."""
     from llm.data.collect import collect
 
-    config = Recipe.model_validate(job.recipe).collect
-    return produce(job, lambda out: collect(config, out, workshop(job)))
+    recipe = Recipe.model_validate(job.recipe)
+    previous = previous_collection(Store(Path(job.store)), recipe.name, job.ingredients["observed"])
+    return produce(job, lambda out: collect(recipe.collect, out, workshop(job), previous))
 
 
 @task(**policy("clean"))
@@ -52,6 +54,15 @@ def tokenize(job: Job) -> dict[str, str]:
 
     config = Recipe.model_validate(job.recipe).tokenize
     return produce(job, lambda out: tokenize(refs(job.parents)["deduped"], out, config, workshop(job)))
+
+
+@task(**policy("audit"))
+def audit(job: Job) -> dict[str, str]:
+    """Measure what the corpus is made of, and write its page and its data card."""
+    from llm.data.audit.audit import audit
+
+    recipe = Recipe.model_validate(job.recipe)
+    return produce(job, lambda out: audit(refs(job.parents), out, recipe.audit, recipe.name, workshop(job)))
 
 
 def workshop(job: Job) -> Workshop:
