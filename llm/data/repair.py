@@ -95,7 +95,7 @@ def repair(document: Document, config: RepairConfig) -> Edited | Verdict:
         text = _decoded(text)
         text = _trailing_blanks.sub("", text) if any(end in text for end in (" \n", "\t\n", " \r", "\t\r")) else text.rstrip(" \t")
     text = normalise(text, config.unicode)
-    if not text:
+    if not text.strip():
         return EMPTY
     return KEEP if text == document.text else Edited(replace(document, text=text), {"repaired_documents": 1})
 

@@ -10,7 +10,9 @@ from llm.data.config import CleanConfig
 from llm.data.quality.rule import above, below, outside
 from llm.data.quality.text import Text, later_share
 
-_encoded = re.compile(r"[A-Za-z0-9+/=]{64,}")
+RUN_CHARACTERS = 64  # no word of a language is as long
+
+_encoded = re.compile(rf"[A-Za-z0-9+/=]{{{RUN_CHARACTERS},}}")
 
 
 def too_short(text: Text, config: CleanConfig) -> float | None:
@@ -36,7 +38,9 @@ def mojibake(text: Text, config: CleanConfig) -> float | None:
 
 def encoded_data(text: Text, config: CleanConfig) -> float | None:
     """Mostly base64 or hexadecimal. Source: the encoded-data filter of StarCoder 2, https://arxiv.org/abs/2402.19173."""
-    runs = sum(len(run) for word in text.words if len(word) >= 64 for run in _encoded.findall(word))
+    if max(text.word_lengths, default=0) < RUN_CHARACTERS:
+        return None
+    runs = sum(len(run) for word in text.words if len(word) >= RUN_CHARACTERS for run in _encoded.findall(word))
     return above(runs / len(text), config.max_encoded_share)
 
 

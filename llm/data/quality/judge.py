@@ -77,6 +77,8 @@ def judge(document: Document, config: CleanConfig) -> Verdict:
 
 def _first(document: Document, config: CleanConfig, rules: Mapping[str, Rule]) -> Verdict:
     text = Text(document.text, document.language)
+    if not text.text:
+        return Verdict(False, "empty")
     for name, rule in rules.items():
         if name not in config.off and (score := rule(text, config)) is not None:
             return Verdict(False, name, round(score, 6))

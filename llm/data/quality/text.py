@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from functools import cached_property
+from itertools import filterfalse
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,19 +49,23 @@ class Text:
     @cached_property
     def spaced(self) -> bool:
         """Is this written with spaces between words? Rules on words say nothing about Chinese or Thai."""
-        return self.text.isascii() or len(_unspaced.findall(self.text)) < 0.1 * len(self.text)
+        return self.text.isascii() or len(_unspaced.findall(self.text)) < 0.1 * self.word_characters
 
     @cached_property
     def letter_words_share(self) -> float:
         """Words that hold a letter, among all."""
-        mixed = [word for word in self.words if not word.isalpha()]
-        without = list(map(_letter.search, mixed)).count(None)
+        without = list(map(_letter.search, filterfalse(str.isalpha, self.words))).count(None)
         return 1 - without / len(self.words) if self.words else 0.0
+
+    @cached_property
+    def word_lengths(self) -> list[int]:
+        """In characters."""
+        return list(map(len, self.words))
 
     @cached_property
     def word_characters(self) -> int:
         """Characters but blanks."""
-        return sum(map(len, self.words))
+        return sum(self.word_lengths)
 
     @property
     def mean_word_characters(self) -> float:
@@ -74,8 +79,10 @@ class Text:
         if self.top_bound(n) == 0:
             return 0.0
         kinds, counts = np.unique(grams := self._grams(n), return_counts=True)
-        longest = int(self._gram_characters(n)[np.isin(grams, kinds[counts == counts.max()])].max())
-        return min(1.0, int(counts.max()) * longest / self.word_characters)
+        if (most := int(counts.max())) == 1:
+            return 0.0
+        longest = int(self._gram_characters(n)[np.isin(grams, kinds[counts == most])].max())
+        return min(1.0, most * longest / self.word_characters)
 
     def top_bound(self, n: int) -> float:
         """At least `top_share(n)`, and cheaper for several n: no run of words is more frequent than the most frequent pair."""
@@ -104,7 +111,7 @@ class Text:
     @cached_property
     def _characters(self) -> NDArray[np.int64]:
         """Characters in the words before each word, and in all."""
-        return np.cumsum([0, *map(len, self.words)])
+        return np.cumsum([0, *self.word_lengths])
 
     @cached_property
     def _mixed(self) -> NDArray[np.uint64]:
