@@ -1,0 +1,120 @@
+"""R5: shuffled batches of 32 rows of 1,024 tokens out of 1 GB, against litdata, mosaicml-streaming and datasets with a DataLoader.
+
+    TRAINYARD_R5_MB=50 make bench ONLY=R5       of 50 MB instead of 1,000
+
+Every side runs in a process of its own, without worker processes, from its own format on the local disk, and makes int64
+inputs and targets; only waiting for a batch is timed. A checksum over every token of the epoch tells that each row came once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PEERS = Path(__file__).parent / "peers"
+ROOT = Path(__file__).parents[2]
+HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
+MEGABYTES = float(os.environ.get("TRAINYARD_R5_MB", "1000"))
+PACKAGES = {"litdata": ["litdata==0.2.76"], "streaming": ["mosaicml-streaming==0.13.0"], "datasets": ["datasets==5.2.0"]}
+ROW_TOKENS, BATCH, VOCAB_SIZE = 1024, 32, 50_304
+RESUME_BATCH, PEERS_RESUME_BATCH = 100_000, 2_000  # peers get there by reading all that comes before
+REPEATS = 3
+Case = dict[str, Any]
+
+
+def row(metric: str, ours: float, unit: str, goal: str, met: bool, *, peer: str, peer_value: float, equal: bool) -> dict[str, Any]:
+    return {
+        "id": "R5", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
+        "ratio": ours / peer_value, "goal": goal, "met": met, "equal": equal,
+    }  # fmt: skip
+
+
+def measure(megabytes: float = MEGABYTES) -> Iterator[dict[str, Any]]:
+    """Rows of R5."""
+    pythons = {peer: environment(peer) for peer in PACKAGES} | {"ours": Path(sys.executable)}
+    with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as name:
+        given = write(Path(name), int(megabytes * 1e6) // (2 * ROW_TOKENS * BATCH) * BATCH)
+        expected = checksum(given)
+        own = [asked(pythons, "ours", given, "epoch") for _ in range(REPEATS)]
+        speed = sorted(run["tokens_per_second"] for run in own)[REPEATS // 2]
+        own_resume = resumed(pythons, "ours", given, RESUME_BATCH)
+        behind = min(PEERS_RESUME_BATCH, given["rows"] // BATCH // 2)
+        for peer in PACKAGES:
+            run = asked(pythons, peer, given, "epoch")
+            whole = all(each["rows"] == given["rows"] and each["checksum"] == expected for each in (*own, run))
+            metric = f"batches of {BATCH} × {ROW_TOKENS}, {megabytes:g} MB"
+            goal = "≥ 100 M tokens/s per core"
+            yield row(metric, speed, "tokens/s", goal, speed >= 1e8, peer=peer, peer_value=run["tokens_per_second"], equal=whole)
+            resume = resumed(pythons, peer, given, behind)
+            metric, seconds = f"resume at batch {RESUME_BATCH:,} (peer: {behind:,})", own_resume["resume_seconds"]
+            exact = own_resume["exact"] and resume["exact"]
+            yield row(metric, seconds, "s", "≤ 0.05 s", seconds <= 0.05, peer=peer, peer_value=resume["resume_seconds"], equal=exact)
+
+
+def write(folder: Path, rows: int) -> Case:
+    """A tokenize artifact of random tokens."""
+    path, random = folder / "train.tokens", np.random.default_rng(0)
+    with path.open("wb") as file:
+        for _ in range(rows):
+            file.write(random.integers(0, VOCAB_SIZE, ROW_TOKENS, dtype=np.uint16).tobytes())
+        file.write(np.uint16(1).tobytes())
+    facts = {"dtype": "<u2", "row_tokens": ROW_TOKENS, "vocab_size": VOCAB_SIZE, "splits": {"train": {"rows": rows}}}
+    (folder / "rows.json").write_text(json.dumps(facts))
+    return {"tokens": str(path), "rows": rows, "row_tokens": ROW_TOKENS, "batch": BATCH}
+
+
+def checksum(given: Case) -> int:
+    """Of every row in the file's own order, by whoever reads no loader's code."""
+    tokens, total = np.memmap(given["tokens"], dtype=np.uint16, mode="r"), 0
+    odd = np.random.default_rng(0).integers(0, 2**62, ROW_TOKENS, dtype=np.int64) * 2 + 1
+    for first in range(0, given["rows"] * ROW_TOKENS, ROW_TOKENS):
+        window = tokens[first : first + ROW_TOKENS + 1].astype(np.int64)
+        total += int(window[:-1] @ odd) + 31 * int(window[1:] @ odd[::-1])
+    return total % 2**64
+
+
+def resumed(pythons: dict[str, Path], who: str, given: Case, batch: int) -> dict[str, Any]:
+    """One process stops at a batch, another goes on from there."""
+    asked(pythons, who, given | {"resume_batch": batch}, "save")
+    return asked(pythons, who, given, "resume")
+
+
+def asked(pythons: dict[str, Path], who: str, given: Case, what: str) -> dict[str, Any]:
+    """One process's answer.
+
+    Raises: RuntimeError with the end of what it said, if it fails.
+    """
+    case = given | {"asked": what, "folder": str(Path(given["tokens"]).parent / who)}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT) if who == "ours" else ""}
+    command = [str(pythons[who]), str(PEERS / f"batches_{who}.py"), json.dumps(case)]
+    answer = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise RuntimeError(f"{who} failed: {answer.stderr[-2000:]}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def environment(peer: str) -> Path:
+    """The Python of a peer's own environment, built unless it was built from the same packages; if that fails, nothing is skipped."""
+    folder = HOME / peer
+    python, ready = folder / "bin" / "python", folder / "ready"
+    packages = [f"torch=={importlib.metadata.version('torch').split('+')[0]}", "numpy", *PACKAGES[peer]]
+    if not ready.exists() or ready.read_text().split() != packages:
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        ready.write_text("\n".join(packages))
+    return python
+
+
+if __name__ == "__main__":
+    for measured in measure():
+        print(json.dumps(measured))
