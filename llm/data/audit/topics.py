@@ -9,6 +9,7 @@ from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 WORDS, SHOWN = 3_000, 10
+STARTS = 3  # of which the likeliest model counts: one alone may have merged two topics
 
 
 def topics(texts: Sequence[str], count: int, *, seed: int = 0) -> list[dict[str, Any]]:
@@ -28,8 +29,12 @@ def topics(texts: Sequence[str], count: int, *, seed: int = 0) -> list[dict[str,
         counts = vectorizer.fit_transform(texts)
     except ValueError:  # no word is left
         return []
-    model = LatentDirichletAllocation(n_components=count, random_state=seed, max_iter=10, learning_method="batch", n_jobs=1)
-    weights = model.fit_transform(counts).T @ counts.sum(axis=1).A1
+    starts = (
+        LatentDirichletAllocation(n_components=count, random_state=seed + start, max_iter=10, learning_method="batch", n_jobs=1).fit(counts)
+        for start in range(STARTS)
+    )
+    model = max(starts, key=lambda each: each.score(counts))
+    weights = model.transform(counts).T @ counts.sum(axis=1).A1
     by_word = model.components_ / model.components_.sum(axis=0)
     by_topic = model.components_ / model.components_.sum(axis=1, keepdims=True)
     names = vectorizer.get_feature_names_out()
