@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import replace
+from operator import ne
 from typing import Literal
 
 import ftfy
@@ -97,7 +98,10 @@ def repair(document: Document, config: RepairConfig) -> Edited | Verdict:
     text = normalise(text, config.unicode)
     if not text.strip():
         return EMPTY
-    return KEEP if text == document.text else Edited(replace(document, text=text), {"repaired_documents": 1})
+    if text == document.text:
+        return KEEP
+    repaired = sum(map(ne, document.text.strip("\n").split("\n"), text.split("\n")))
+    return Edited(replace(document, text=text), {"repaired_lines": repaired})
 
 
 def _decoded(text: str) -> str:

@@ -7,13 +7,15 @@ import random
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm.data.clean import clean, repairs
 from llm.data.config import CleanConfig
-from llm.data.document import Document, read_shards, write_shards
+from llm.data.document import Document, read_shards, write_documents, write_shards
 from llm.data.parts import Workshop
+from llm.data.quality.config import RepeatsConfig
 from llm.data.quality.judge import judge
 from llm.data.steps import Edited, through
 from llm.errors import DataError
@@ -131,3 +133,81 @@ def test_nothing_left_is_a_named_error(tmp_path: Path) -> None:
     write_shards(tmp_path / "collected", [prose("short")])
     with pytest.raises(DataError, match=r"too_short 1.*thresholds of clean"):
         clean(tmp_path / "collected", tmp_path / "out", CleanConfig(), Workshop(tmp_path / "parts"))
+
+
+def run(collected: Path, out: Path, config: CleanConfig, parts: Path) -> dict[str, Any]:
+    out.mkdir(parents=True)
+    return clean(collected, out, config, Workshop(parts))
+
+
+def written(folder: Path, *shards: list[Document]) -> Path:
+    """A folder of shards, each in a file of its own."""
+    folder.mkdir(parents=True)
+    for number, shard in enumerate(shards):
+        write_documents(folder / f"documents-{number:05d}.parquet", shard)
+    return folder
+
+
+def numbered(name: str, count: int, extra: str = "") -> list[Document]:
+    words = ["harbour", "nets", "boats", "quay", "sail", "morning", "warehouse", "cart", "brother", "dawn"]
+    draw = random.Random(name)
+    return [
+        Document(f"{name}{number}", "".join(f"The {' '.join(draw.sample(words, 6))} is here.\n" for _ in range(8)) + extra, "files")
+        for number in range(count)
+    ]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+MENU = "Home and news and sport and weather and about us.\n"
+REPEATS = CleanConfig(repeats=RepeatsConfig(min_documents=3))
+
+
+def test_a_nightly_run_cleans_only_what_is_affected_and_equals_a_run_from_nothing(tmp_path: Path) -> None:
+    first = [numbered("a", 4), numbered("b", 4, MENU), numbered("c", 4)]
+    run(written(tmp_path / "monday", *first), tmp_path / "one", REPEATS, tmp_path / "parts")
+    made = set((tmp_path / "parts").iterdir())
+    run(written(tmp_path / "tuesday", *first, numbered("d", 4)), tmp_path / "two", REPEATS, tmp_path / "parts")
+    assert len(set((tmp_path / "parts").iterdir()) - made) == 2  # the shard that came, repaired and filtered
+    made = set((tmp_path / "parts").iterdir())
+    run(written(tmp_path / "wednesday", *first, numbered("d", 4), numbered("e", 1, MENU)), tmp_path / "three", REPEATS, tmp_path / "parts")
+    assert len(set((tmp_path / "parts").iterdir()) - made) == 2
+    run(tmp_path / "wednesday", tmp_path / "fresh", REPEATS, tmp_path / "other")
+    assert files(tmp_path / "three") == files(tmp_path / "fresh")
+
+
+def test_a_line_that_becomes_frequent_leaves_earlier_shards_too(tmp_path: Path) -> None:
+    first = [numbered("a", 2, MENU), numbered("b", 2)]
+    books = run(written(tmp_path / "monday", *first), tmp_path / "one", REPEATS, tmp_path / "parts")
+    assert "repeated_lines" not in books["edits"]
+    books = run(written(tmp_path / "tuesday", *first, numbered("c", 1, MENU)), tmp_path / "two", REPEATS, tmp_path / "parts")
+    assert books["edits"]["repeated_lines"] == 2
+    assert [document.id for document in read_shards(tmp_path / "two") if MENU in document.text] == ["a0"]
+    run(tmp_path / "tuesday", tmp_path / "fresh", REPEATS, tmp_path / "other")
+    assert files(tmp_path / "two") == files(tmp_path / "fresh")
+
+
+def test_other_thresholds_repeat_only_the_second_pass(tmp_path: Path) -> None:
+    collected = written(tmp_path / "collected", numbered("a", 3))
+    run(collected, tmp_path / "one", CleanConfig(), tmp_path / "parts")
+    made = len(list((tmp_path / "parts").iterdir()))
+    run(collected, tmp_path / "two", CleanConfig(min_characters=100), tmp_path / "parts")
+    assert len(list((tmp_path / "parts").iterdir())) == made + 1
+
+
+def test_edits_stand_beside_the_balanced_books(tmp_path: Path) -> None:
+    page = f"<html><body><article><p>{PROSE * 2}</p></article></body></html>"
+    shard = [
+        Document("page", page, "files", meta={"format": "html"}),
+        Document("broken", PROSE.replace("quay", "quÃ©"), "files"),
+        Document("empty page", "<html></html>", "files", meta={"format": "html"}),
+        Document("short", "Two words.", "files"),
+    ]
+    books = run(written(tmp_path / "collected", shard), tmp_path / "out", CleanConfig(), tmp_path / "parts")
+    assert books == json.loads((tmp_path / "out" / "books.json").read_text())
+    assert (books["read"], books["kept"], books["dropped"]) == (4, 2, {"no_main_text": 1, "too_short": 1})
+    assert books["edits"]["boilerplate_characters"] > len("<html><body><article><p></p></article></body></html>") - 10
+    assert (books["edits"]["repaired_lines"], books["edits"]["identified_documents"]) == (1, 2)
+    assert {document.language for document in read_shards(tmp_path / "out")} == {"en"}

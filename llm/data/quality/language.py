@@ -26,7 +26,7 @@ def identify(document: Document, config: LanguageConfig) -> Edited | Verdict:
     language, confidence = (document.language, 1.0) if document.language else recognised(document.text, config.sample_characters)
     known = language if confidence >= config.min_confidence else ""
     if config.allowed and known not in config.allowed:
-        return Verdict(False, "other_language" if known else "unknown_language", round(confidence, 4))
+        return Verdict(False, "other_language" if known else "unknown_language", round(confidence, 2))
     if known == document.language:
         return KEEP
     return Edited(replace(document, language=known), {"identified_documents": 1})
