@@ -5,20 +5,58 @@ Each function answers a small JSON-able value; an equal answer means that nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm.artifact import Ref, Store
+    from llm.artifact import Artifact, Ref, Store
     from llm.recipe import Recipe
 
 
 def sources(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
-    """Names, sizes and hashes of all that `collect` would read."""
+    """Names, sizes and hashes of all that `collect` would read; with `keep_seen`, also which collection it would start from."""
     from llm.data.collect import snapshot
 
-    return snapshot(recipe.collect)
+    found = snapshot(recipe.collect)
+    return found | {"seen": _seen(store, recipe.name, found)} if recipe.collect.keep_seen else found
+
+
+def _seen(store: Store, name: str, found: Mapping[str, Any]) -> str:
+    """Digest of the last collection; where the sources are still as they were for it, of the one that it started from.
+
+    So its key stays what it was until something changes out there.
+    """
+    last = last_collection(store, name)
+    if last is None:
+        return ""
+    met = last.manifest["observed"]
+    if "seen" in met and met["sources"] == found["sources"] and (not met["seen"] or _with_digest(store, met["seen"])):
+        return str(met["seen"])
+    return last.ref.digest
+
+
+def previous_collection(store: Store, name: str, observed: Mapping[str, Any]) -> Path | None:
+    """The folder of the collection that a new one is compared with, or starts from."""
+    found = _with_digest(store, observed["seen"]) if "seen" in observed else last_collection(store, name)
+    return found.path if found else None
+
+
+def last_collection(store: Store, name: str) -> Artifact | None:
+    """The newest artifact of collect that a run of this recipe made."""
+    return max(
+        (found for found in _collections(store) if found.manifest["run"].split("-", 2)[-1].rpartition("-")[0] == name),
+        key=lambda found: str(found.manifest["created"]),
+        default=None,
+    )
+
+
+def _with_digest(store: Store, digest: str) -> Artifact | None:
+    return next((found for found in _collections(store) if found.ref.digest == digest), None)
+
+
+def _collections(store: Store) -> Iterator[Artifact]:
+    return (found for found in store.all() if found.ref.stage == "collect" and "run" in found.manifest)
 
 
 def origins(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
@@ -28,6 +66,17 @@ def origins(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref])
     train = recipe.finetune.train if node.startswith("tuned.") else recipe.train
     named = {"initial": train.initial, "teacher": getattr(train.objective, "teacher", None)}
     return {role: weight_fingerprints(Path(folder)) for role, folder in named.items() if folder}
+
+
+def vocabulary(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+    """The hash of the tokenizer that the recipe imports, if it does."""
+    from llm.data.hashing import fingerprints
+    from llm.data.vocabulary.imported import imported_file
+
+    if recipe.tokenize.tokenizer.kind != "imported":
+        return {}
+    path = imported_file(recipe.tokenize.tokenizer)
+    return {"files": fingerprints([(path.name, path)])}
 
 
 def pairs(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:

@@ -19,7 +19,17 @@ def funnel(run: Run) -> None:
         rows.append({"stage": node, "read": books["read"], "kept": books["kept"], "reason": ""})
         for fate in ("dropped", "quarantined"):
             rows += [{"stage": node, fate: count, "reason": reason} for reason, count in sorted(books[fate].items())]
+    rows += _news(run)
     create_table_artifact(rows, key="funnel", description=f"documents of run {run.id}")
+
+
+def _news(run: Run) -> list[dict[str, Any]]:
+    """A row with what has changed in the sources since the last run, if this one looked at them anew."""
+    path = run.done["data.collect"].path / "log" / "news.json"
+    if run.stages["data.collect"]["state"] != "computed" or not path.exists():
+        return []
+    news = json.loads(path.read_text(encoding="utf-8"))
+    return [{"stage": "data.collect", "reason": ", ".join(f"{news[fate]} {fate}" for fate in ("new", "changed", "gone", "same"))}]
 
 
 def scores(run: Run, group: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +17,15 @@ import pyarrow.parquet as pq
 from llm.artifact import write_json
 from llm.data.config import CollectConfig
 from llm.data.document import Books, Document, Quarantined, concatenate, write_json_lines, write_shards
+from llm.data.news import news
 from llm.data.parts import Piece, Workshop, link
+from llm.data.selection import INDEX, Batch, all_of, chosen_shards, gone_since, joined, within_quota
 from llm.data.sources import files, huggingface, installed, warc
 from llm.data.sources.config import Source
 from llm.data.sources.crawl import reader as crawl
 from llm.errors import DataError
 
-INDEX = pa.schema([("id", pa.string()), ("source", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())])
+CAPPED_WHILE_READING = ("huggingface", "installed")  # their caps end the reading, or count by domain
 
 
 def snapshot(config: CollectConfig) -> dict[str, Any]:
@@ -29,31 +33,76 @@ def snapshot(config: CollectConfig) -> dict[str, Any]:
     return {"sources": [READERS[source.kind].snapshot(source) for source in config.sources]}
 
 
-def collect(config: CollectConfig, out: Path, workshop: Workshop) -> dict[str, Any]:
+def collect(config: CollectConfig, out: Path, workshop: Workshop, previous: Path | None = None) -> dict[str, Any]:
     """Documents of every source, in the recipe's order, into shards; what can't be read goes to `quarantine.jsonl`.
 
-    `index.parquet` has a line per document: its id, its source, and the size and hash of its text.
+    `index.parquet` has a line per document: its id, its source, and the size and hash of its text. What the quotas leave
+    out goes to `dropped.jsonl`. With `keep_seen`, the documents of the `previous` collection that are gone from the sources
+    come last. `log/news.json` says what has changed since then.
 
     Raises: DataError if nothing was found, two documents have one id, or more than `max_quarantined_share` is unreadable.
     """
-    pieces = [
-        Piece((source, piece.value), {"source": source.model_dump(mode="json"), "piece": piece.identity})
-        for source in config.sources
-        for piece in READERS[source.kind].pieces(source, workshop.folder.parent)
-    ]
-    parts = workshop.made("read", read_piece, pieces)
-    for number, path in enumerate(path for part in parts for path in part.files("documents-*.parquet")):
+    by_source, books = _read(config, out, workshop)
+    found = joined(batch.index for batches in by_source for batch in batches)
+    _refuse_twins(found)
+    kept = [batch for source, batches in zip(config.sources, by_source, strict=True) for batch in _within_quota(source, batches)]
+    seen = gone_since(previous, _known(found, out)) if config.keep_seen and previous else []
+    for number, path in enumerate(chosen_shards([*kept, *seen], workshop)):
         link(path, out / f"documents-{number:05d}.parquet")
-    pq.write_table(
-        pa.concat_tables([pq.read_table(part.path / "index.parquet") for part in parts] or [INDEX.empty_table()]), out / "index.parquet"
-    )
+    index, added = joined(batch.chosen_index for batch in kept), joined(batch.chosen_index for batch in seen)
+    pq.write_table(joined([index, added]), out / "index.parquet")
+    write_json_lines(out / "dropped.jsonl", (over for batch in kept for over in _over_quota(batch)))
+    (out / "log").mkdir()
+    write_json(out / "log" / "news.json", news(previous, index) | {"kept_though_gone": len(added)})
+    books = _account(books, over_quota=len(found) - len(index), seen=len(added))
+    write_json(out / "books.json", books.to_dict())
+    if not books.kept:
+        raise DataError("the corpus is empty", value=f"0 of {books.read} readable", remedy="set collect.sources to where the text is")
+    return books.to_dict()
+
+
+def _read(config: CollectConfig, out: Path, workshop: Workshop) -> tuple[list[list[Batch]], Books]:
+    """The documents of each source, and the books of all of them.
+
+    Raises: DataError if more than `max_quarantined_share` is unreadable.
+    """
+    pieces = [[_piece(source, piece) for piece in READERS[source.kind].pieces(source, workshop.folder.parent)] for source in config.sources]
+    parts = workshop.made("read", read_piece, [piece for each in pieces for piece in each])
     concatenate((part.path / "quarantine.jsonl" for part in parts), out / "quarantine.jsonl")
     books = Books.sum(part.counts for part in parts)
-    books.check()
-    write_json(out / "books.json", books.to_dict())
     _refuse_dirt(config, books, out)
-    _refuse_twins(out)
-    return books.to_dict()
+    waiting = iter(parts)
+    return [[all_of(part) for part in islice(waiting, len(each))] for each in pieces], books
+
+
+def _piece(source: Source, piece: Piece) -> Piece:
+    """A piece with its source; a quota that is applied later doesn't shape it."""
+    settings = source.model_dump(mode="json", exclude=set() if source.kind in CAPPED_WHILE_READING else {"max_documents", "max_bytes"})
+    return Piece((source, piece.value), {"source": settings, "piece": piece.identity})
+
+
+def _within_quota(source: Source, batches: list[Batch]) -> list[Batch]:
+    return batches if source.kind in CAPPED_WHILE_READING else within_quota(batches, source.max_documents, source.max_bytes)
+
+
+def _over_quota(batch: Batch) -> Iterator[dict[str, str]]:
+    """A line for each document that a quota leaves out."""
+    for id in batch.index.filter(pa.array(~batch.chosen))["id"].to_pylist():
+        yield {"id": id, "reason": "over_quota"}
+
+
+def _known(found: pa.Table, out: Path) -> pa.Array:
+    """Ids of all that the sources hold, readable or not."""
+    with (out / "quarantine.jsonl").open(encoding="utf-8") as lines:
+        return pa.array([*found["id"].to_pylist(), *(json.loads(line)["id"] for line in lines)], pa.string())
+
+
+def _account(books: Books, *, over_quota: int, seen: int) -> Books:
+    """The books after quotas, and with what is kept though it is gone from the sources."""
+    dropped = Counter({"over_quota": over_quota} if over_quota else {})
+    books = Books(books.read + seen, books.kept - over_quota + seen, dropped, books.quarantined)
+    books.check()
+    return books
 
 
 def read_piece(value: tuple[Source, Any], out: Path) -> dict[str, Any]:
@@ -83,8 +132,8 @@ def _readable(
             yield each
 
 
-def _refuse_twins(out: Path) -> None:
-    ids = pq.read_table(out / "index.parquet", columns=["id"])["id"]
+def _refuse_twins(index: pa.Table) -> None:
+    ids = index["id"]
     if len(pc.unique(ids)) < len(ids):
         twin = next(each["values"] for each in pc.value_counts(ids).to_pylist() if each["counts"] > 1)
         raise DataError("two documents have one id", value=twin, remedy="give the folders of collect.sources different names")
@@ -109,8 +158,6 @@ def _refuse_dirt(config: CollectConfig, books: Books, out: Path) -> None:
             value=f"{dirt} of {books.read} ({reasons}), first {first}",
             remedy="repair these, or raise collect.max_quarantined_share",
         )
-    if not books.kept:
-        raise DataError("the corpus is empty", value=f"0 of {books.read} readable", remedy="set collect.sources to where the text is")
 
 
 class Reader(Protocol):

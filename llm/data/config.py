@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from llm.config import Section
@@ -24,6 +26,7 @@ class CollectConfig(Section):
 
     sources: tuple[Source, ...] = Field(default=(InstalledSource(),), min_length=1)
     max_quarantined_share: float = Field(default=0.05, ge=0, le=1)
+    keep_seen: bool = Field(default=False, description="keep what the last run collected and its sources no longer hold")
 
 
 class CleanConfig(Section):
@@ -84,9 +87,24 @@ class DedupConfig(Section):
         return self
 
 
+class TokenizerConfig(Section):
+    """What kind of vocabulary is learned, or where one is that others have learned."""
+
+    kind: Literal["bpe", "unigram", "char", "word", "wordpiece", "byte_bpe", "imported"] = "bpe"
+    path: str | None = Field(default=None, description="imported: a tokenizer.model or tokenizer.json, or a folder that holds one")
+    may_grow: bool = Field(default=True, description="imported: chat tokens that are missing get ids behind all others")
+
+    @model_validator(mode="after")
+    def _named(self) -> TokenizerConfig:
+        if (self.kind == "imported") != (self.path is not None):
+            raise ValueError("a tokenizer is imported from a path; set tokenize.tokenizer.kind to imported and path to its file, or neither")
+        return self
+
+
 class TokenizeConfig(Section):
     """Size of the vocabulary and of a row."""
 
+    tokenizer: TokenizerConfig = TokenizerConfig()
     vocab_size: int = Field(default=32_000, ge=300, description="byte fallback and the chat tokens alone take 262")
     row_tokens: int = Field(default=1024, ge=8, description="T, the length of one training sequence")
     sample_bytes: int = Field(default=64_000_000, ge=1_000, description="training text that the vocabulary is learned from")

@@ -299,3 +299,4 @@ def test_a_cap_keeps_its_choice_when_documents_come_and_go() -> None:
     fewer = {each.id for each in installed._capped(iter(documents[:90]), 300)}
     assert len(fewer) == 30
     assert len(chosen & fewer) >= len(chosen & {each.id for each in documents[:90]})
+    assert {each.id for each in installed._capped(iter(documents), None, 20)} < chosen

@@ -18,14 +18,21 @@ class Limits(Section):
 
     max_document_bytes: int = Field(default=8_000_000, ge=1, description="one text, line or record")
     max_decoded_bytes: int = Field(default=100_000_000_000, ge=1, description="what one file may unfold to")
-    max_ratio: float = Field(default=200, ge=1, description="how many times its size a file may unfold to, from 64 MB on")
+    max_ratio: float = Field(default=100, ge=1, description="how many times its size a file may unfold to, from 64 MB on")
     max_members: int = Field(default=100_000, ge=1, description="members of one archive")
     max_bad_records: int = Field(default=10_000, ge=1, description="in one file; then the rest of it counts as one")
     max_memory_bytes: int = Field(default=512 * 2**20, ge=384 * 2**20, description="of the process that reads tables and archives")
     max_stuck_seconds: float = Field(default=5, ge=1, description="of computing by that process without any progress")
 
 
-class FilesSource(Section):
+class Quota(Section):
+    """How much of a source is taken at most: the documents with the smallest hashes of their ids."""
+
+    max_documents: int | None = Field(default=None, ge=1)
+    max_bytes: int | None = Field(default=None, ge=1, description="of text")
+
+
+class FilesSource(Quota):
     """Text files in a folder, or one file, on disk or wherever fsspec reaches.
 
     .txt .md .rst .html .csv .tsv .jsonl .ndjson .parquet .arrow .feather .py and other programs, each also as .gz .bz2 .xz
@@ -41,7 +48,7 @@ class FilesSource(Section):
     limits: Limits = Limits()
 
 
-class WarcSource(Section):
+class WarcSource(Quota):
     """Pages of web archives: a .warc or .wet file, a folder of them, or a list of them such as Common Crawl's warc.paths.gz."""
 
     kind: Literal["warc"] = "warc"
@@ -85,6 +92,7 @@ class InstalledSource(Section):
 
     kind: Literal["installed"] = "installed"
     domains: tuple[Literal["code", "docs"], ...] = Field(default=("code", "docs"), min_length=1)
+    max_documents: int | None = Field(default=None, ge=1, description="per domain; they are chosen by the hash of their ids")
     max_bytes: int | None = Field(default=None, ge=1, description="per domain; the documents are chosen by the hash of their ids")
 
 

@@ -60,23 +60,23 @@ def read(source: InstalledSource, piece: None) -> Iterator[Document | Quarantine
 
 
 def _chosen(source: InstalledSource) -> list[Candidate]:
-    """The documents of each domain, up to `max_bytes` of it, by id.
+    """The documents of each domain, up to `max_documents` and `max_bytes` of it, by id.
 
     A capped domain keeps the smallest hashes of ids: a sample of everything, not the beginning of the alphabet,
     and mostly the same sample after an upgrade.
     """
     finders = {"code": _code, "docs": _docs}
-    return [candidate for domain in source.domains for candidate in _capped(finders[domain](), source.max_bytes)]
+    return [candidate for domain in source.domains for candidate in _capped(finders[domain](), source.max_bytes, source.max_documents)]
 
 
-def _capped(candidates: Iterator[Candidate], max_bytes: int | None) -> list[Candidate]:
+def _capped(candidates: Iterator[Candidate], max_bytes: int | None, max_documents: int | None = None) -> list[Candidate]:
     """Candidates by id; with a cap, those with the smallest hashes whose sizes together stay below it."""
     everything = sorted(candidates, key=lambda each: each.id)
-    if max_bytes is None:
+    if max_bytes is None and max_documents is None:
         return everything
-    chosen, left_bytes = [], max_bytes
+    chosen, left_bytes = list[Candidate](), sum(len(each.content) for each in everything) if max_bytes is None else max_bytes
     for each in sorted(everything, key=lambda each: hashlib.sha256(each.id.encode()).digest()):
-        if len(each.content) <= left_bytes:
+        if len(each.content) <= left_bytes and len(chosen) != max_documents:
             chosen.append(each)
             left_bytes -= len(each.content)
     return sorted(chosen, key=lambda each: each.id)

@@ -35,6 +35,9 @@ class CrawlSource(Section):
     max_depth: int = Field(default=10, ge=0, description="links from a seed")
     max_pages: int = Field(default=10_000, ge=1, description="URLs asked for, the first by (depth, URL)")
 
+    max_documents: int | None = Field(default=None, ge=1, description="those with the smallest hashes of their ids")
+    max_bytes: int | None = Field(default=None, ge=1, description="of text, by the same choice")
+
     recrawl_hours: int = Field(default=24, ge=1, description="the period after which pages are asked for anew")
     as_of: str = Field(default="", description="a name for the period, such as a date; empty: the current `recrawl_hours` by the clock")
 
