@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from llm.artifact import write_json
 from llm.data.config import DedupConfig
-from llm.data.document import Books, Document, read_documents, write_documents, write_json_lines
+from llm.data.document import SCHEMA, Books, write_json_lines
+from llm.data.hashing import mix
 from llm.data.parts import Piece, Workshop, link, shards
-from llm.data.similarity import Shingles, roots, shingles, similar_pairs, words
-from llm.data.split import SPLITS, require_all, split_of
+from llm.data.similarity.pairs import ShingleSets, alike, components
+from llm.data.similarity.sketch import Shape, Sketches, band_rows, sketches
+from llm.data.similarity.words import bytes_of, hashes
+from llm.data.split import SPLITS, require_all
+
+REASONS = ("", "exact_duplicate", "near_duplicate")
+KEPT, EXACT, NEAR = range(3)
+DROPPED = "-"  # where the number of a split stands for a document that is kept
 
 
-@dataclass(frozen=True, slots=True)
-class Print:
-    """A document's fingerprint."""
+@dataclass(frozen=True)
+class Corpus:
+    """What is known of all documents, shard after shard: D documents, K bands."""
 
-    id: str
-    size: int
-    digest: bytes
-    shingles: Shingles
+    ids: pa.ChunkedArray
+    place_D: NDArray[np.uint64]  # hash of the id: what a draw goes by
+    bytes_D: NDArray[np.int64]
+    digest_D: NDArray[np.uint64]
+    keys_DK: NDArray[np.uint32]
+    sets: ShingleSets
+
+    @property
+    def borders(self) -> list[int]:
+        """Where each shard's documents begin and the last's end."""
+        counts = np.bincount(self.sets.shard_T, minlength=len(self.sets.shards))
+        return [0, *np.cumsum(counts).tolist()]
 
 
-@dataclass(frozen=True, slots=True)
-class Fate:
-    """What becomes of a document: kept in `split`, or dropped for `reason` in favour of `survivor`."""
+@dataclass(frozen=True)
+class Fates:
+    """What becomes of D documents."""
 
-    id: str
-    split: str
-    survivor: str
-    reason: str = ""
+    split_D: NDArray[np.int64]  # index into SPLITS
+    reason_D: NDArray[np.int64]  # index into REASONS
+    survivor_D: NDArray[np.int64]  # who stands for it: the document itself, or the best of its cluster
 
 
 def dedup(cleaned: Path, out: Path, config: DedupConfig, workshop: Workshop) -> dict[str, Any]:
@@ -50,99 +66,142 @@ def dedup(cleaned: Path, out: Path, config: DedupConfig, workshop: Workshop) -> 
     Raises: DataError if a split stays empty.
     """
     pieces = shards(cleaned, "documents-*.parquet")
-    printed = workshop.made("prints", partial(print_shard, config.shingle_words), pieces, settings=config.shingle_words)
-    prints = [_load_prints(part.path) for part in printed]
-    fates = decide([each for shard in prints for each in shard], config)
-    kept = {fate.id: fate.split for fate in fates if not fate.reason}
-    result = _books(fates).to_dict() | {"splits": require_all(kept.values(), "dedup")}
-    places = [[kept.get(each.id, "") for each in shard] for shard in prints]
-    parts = workshop.made(
-        "split", split_shard, [Piece((piece.value, place), [piece.identity, place]) for piece, place in zip(pieces, places, strict=True)]
-    )
-    for split in SPLITS:
-        for number, path in enumerate(path for part in parts for path in part.files(f"{split}.parquet")):
-            link(path, out / f"{split}-{number:05d}.parquet")
-    write_json_lines(out / "clusters.jsonl", _clusters(fates))
+    shape = _shape(config)
+    sketched = workshop.made("sketches", partial(sketch_shard, shape), pieces, settings=asdict(shape))
+    corpus = load([part.path for part in sketched])
+    fates = decide(corpus, config)
+    kept = fates.reason_D == KEPT
+    result = _books(fates).to_dict() | {"splits": require_all((SPLITS[split] for split in fates.split_D[kept]), "dedup")}
+    places = [_places(fates, start, end) for start, end in zip(corpus.borders, corpus.borders[1:], strict=False)]
+    split = [Piece((piece.value, place), [piece.identity, place]) for piece, place in zip(pieces, places, strict=True)]
+    parts = workshop.made("split", split_shard, split)
+    for name in SPLITS:
+        for number, path in enumerate(path for part in parts for path in part.files(f"{name}.parquet")):
+            link(path, out / f"{name}-{number:05d}.parquet")
+    write_json_lines(out / "clusters.jsonl", _clusters(corpus.ids, fates))
     write_json(out / "books.json", result)
     return result
 
 
-def print_shard(shingle_words: int, shard: str, out: Path) -> dict[str, Any]:
-    """The fingerprints of one shard's documents, in their order."""
-    prints = [_print(document, shingle_words) for document in read_documents(Path(shard))]
-    borders = np.cumsum([0, *(len(each.shingles) for each in prints)])
-    np.save(out / "shingles.npy", np.concatenate([each.shingles for each in prints] or [np.empty(0, np.uint64)]))
-    np.save(out / "borders.npy", borders)
-    write_json(out / "documents.json", [[each.id, each.size, each.digest.hex()] for each in prints])
-    return {"documents": len(prints)}
+def sketch_shard(shape: Shape, shard: str, out: Path) -> dict[str, Any]:
+    """Sketches of one shard's documents, in their order."""
+    with pq.ParquetFile(shard) as file, pq.ParquetWriter(out / "documents.parquet", DOCUMENTS) as documents:
+        made = [sketches(pa.array([], pa.string()), shape)]
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["id", "text"]).combine_chunks()
+            ids, texts = (table[name].chunk(0) for name in ("id", "text"))
+            made.append(sketches(texts, shape))
+            facts = [ids, pa.array(_id_hashes(ids)), pc.binary_length(texts).cast(pa.int64()), pa.array(made[-1].digests_T)]
+            documents.write_table(pa.Table.from_arrays(facts, schema=DOCUMENTS))
+    whole = Sketches.joined(made)
+    for name in ("keys_TK", "counts_T", "shingles_S"):
+        np.save(out / f"{name}.npy", getattr(whole, name))
+    return {"documents": len(whole.digests_T)}
 
 
-def split_shard(value: tuple[str, list[str]], out: Path) -> dict[str, Any]:
-    """One shard's documents that are kept, each in its split; `places` names the split of each, or nothing."""
-    shard, places = value
-    for split in sorted(set(places) - {""}):
-        members = (document for document, place in zip(read_documents(Path(shard)), places, strict=True) if place == split)
-        write_documents(out / f"{split}.parquet", members)
-    write_json(out / "counts.json", {split: places.count(split) for split in SPLITS})
-    return {split: places.count(split) for split in SPLITS}
+DOCUMENTS = pa.schema([("id", pa.string()), ("place", pa.uint64()), ("bytes", pa.int64()), ("digest", pa.uint64())])
 
 
-def _load_prints(folder: Path) -> list[Print]:
-    shingles, borders = np.load(folder / "shingles.npy", mmap_mode="r"), np.load(folder / "borders.npy")
-    facts = json.loads((folder / "documents.json").read_text(encoding="utf-8"))
-    return [
-        Print(id, size, bytes.fromhex(digest), shingles[start:end])
-        for (id, size, digest), start, end in zip(facts, borders[:-1], borders[1:], strict=True)
-    ]
+def load(folders: Sequence[Path]) -> Corpus:
+    """The sketches of all shards; shingles stay in their files until a pair is verified."""
+    documents = pa.concat_tables([pq.read_table(folder / "documents.parquet") for folder in folders])
+    counts = [np.load(folder / "counts_T.npy") for folder in folders]
+    sets = ShingleSets(
+        shards=[np.load(folder / "shingles_S.npy", mmap_mode="r") for folder in folders],
+        shard_T=np.repeat(np.arange(len(folders)), [len(each) for each in counts]),
+        start_T=np.concatenate([np.cumsum(each) - each for each in counts]),
+        count_T=np.concatenate(counts),
+    )
+    keys_DK = np.concatenate([np.load(folder / "keys_TK.npy", mmap_mode="r") for folder in folders])
+    place_D, bytes_D, digest_D = (documents[name].to_numpy() for name in ("place", "bytes", "digest"))
+    return Corpus(documents["id"], place_D, bytes_D, digest_D, keys_DK, sets)
 
 
-def decide(prints: list[Print], config: DedupConfig) -> list[Fate]:
+def decide(corpus: Corpus, config: DedupConfig) -> Fates:
     """Every document's fate, whatever order the documents come in.
 
-    Sorted by preference (longest first, then by id), the root of a cluster is its survivor.
+    Texts are numbered by their digests, so all that follows depends on contents alone.
     """
-    prints = sorted(prints, key=lambda each: (-each.size, each.id))
-    firsts = {each.digest: each for each in reversed(prints)}
-    distinct = [each for each in prints if firsts[each.digest] is each]
-    sets = [each.shingles for each in distinct]
-    pairs = list(similar_pairs(sets, threshold=config.threshold, at_least=config.link_threshold, permutations=config.permutations))
-    survivors = roots(len(distinct), ((i, j) for i, j, similarity in pairs if similarity >= config.threshold))
-    families = roots(len(distinct), ((i, j) for i, j, _ in pairs))
-    fates = {}
-    for each, survivor, family in zip(distinct, survivors, families, strict=True):
-        split = split_of(distinct[family].id, validation_share=config.validation_share, test_share=config.test_share)
-        reason = "" if distinct[survivor] is each else "near_duplicate"
-        fates[each.digest] = Fate(each.id, split, distinct[survivor].id, reason)
-    return [fates[each.digest] if firsts[each.digest] is each else _copy(each, fates[each.digest]) for each in prints]
+    _, first_T, text_D = np.unique(corpus.digest_D, return_index=True, return_inverse=True)
+    sets = corpus.sets.chosen(first_T)
+    pairs, similarity = alike(corpus.keys_DK[first_T], sets, threshold=config.threshold, at_least=config.link_threshold)
+    cluster_T, family_T = (components(len(first_T), pairs[similarity >= least]) for least in (config.threshold, config.link_threshold))
+    survivor_D, reason_D = _survivors(corpus, cluster_T[text_D], text_D)
+    return Fates(_splits(corpus.place_D, family_T[text_D], config), reason_D, survivor_D)
 
 
-def _copy(copy: Print, original: Fate) -> Fate:
-    return Fate(copy.id, original.split, original.survivor, "exact_duplicate")
+def split_shard(value: tuple[str, str], out: Path) -> dict[str, Any]:
+    """One shard's documents that are kept, each in its split; `places` holds the number of each one's split, or a dash."""
+    shard, places = value
+    place_D = np.frombuffer(places.encode(), "S1")
+    counts = {split: places.count(str(number)) for number, split in enumerate(SPLITS)}
+    with pq.ParquetFile(shard) as file, ExitStack() as stack:
+        compressed = {split: out / f"{split}.parquet" for split in SPLITS if counts[split]}
+        writers = {split: stack.enter_context(pq.ParquetWriter(path, SCHEMA, compression="zstd")) for split, path in compressed.items()}
+        row = 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            here = place_D[row : row + len(table)]
+            row += len(table)
+            for split, writer in writers.items():
+                writer.write_table(table.filter(pa.array(here == str(SPLITS.index(split)).encode())))
+    write_json(out / "counts.json", counts)
+    return counts
 
 
-def _print(document: Document, shingle_words: int) -> Print:
-    tokens = words(document.text)
-    digest = hashlib.sha256(" ".join(tokens).encode()).digest()
-    return Print(document.id, len(document.text), digest, shingles(tokens, shingle_words))
+def _shape(config: DedupConfig) -> Shape:
+    if config.exact_only:
+        return Shape()
+    return Shape(config.shingle_words, config.permutations, band_rows(config.permutations, config.threshold))
 
 
-def _books(fates: list[Fate]) -> Books:
-    books = Books()
-    for fate in fates:
-        if fate.reason:
-            books.drop(fate.reason)
-        else:
-            books.keep()
+def _survivors(corpus: Corpus, cluster_D: NDArray[np.int64], text_D: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each cluster the longest document, of equally long ones the one with the smallest id; and why the others go."""
+    table = pa.table({"cluster": cluster_D, "bytes": corpus.bytes_D, "id": corpus.ids})
+    order = pc.sort_indices(table, sort_keys=[("cluster", "ascending"), ("bytes", "descending"), ("id", "ascending")]).to_numpy()
+    best = np.append(True, np.diff(cluster_D[order]) != 0)[: len(order)]
+    survivor_D, reason_D = np.empty(len(order), np.int64), np.full(len(order), EXACT)
+    survivor_D[order] = order[np.maximum.accumulate(np.where(best, np.arange(len(order)), 0))]
+    reason_D[order[np.unique(text_D[order], return_index=True)[1]]] = NEAR
+    reason_D[survivor_D] = KEPT
+    return survivor_D, reason_D
+
+
+def _splits(place_D: NDArray[np.uint64], family_D: NDArray[np.int64], config: DedupConfig) -> NDArray[np.int64]:
+    """The split of each family, drawn by the smallest hash among its members' ids: few that join a family move it."""
+    order = np.lexsort([place_D, family_D])
+    leads = np.append(True, np.diff(family_D[order]) != 0)[: len(order)]
+    drawn_D = np.empty(len(order))
+    drawn_D[order] = mix(place_D[order][leads])[np.cumsum(leads) - 1] / 2**64
+    limits = [config.test_share, config.test_share + config.validation_share]
+    return np.array([SPLITS.index(split) for split in ("test", "validation", "train")])[np.digitize(drawn_D, limits)]
+
+
+def _places(fates: Fates, start: int, end: int) -> str:
+    """One character for each document of a shard, for a part's identity is made of it."""
+    splits = fates.split_D[start:end].astype("S1")
+    return np.where(fates.reason_D[start:end] == KEPT, splits, DROPPED.encode()).tobytes().decode()
+
+
+def _id_hashes(ids: pa.Array) -> NDArray[np.uint64]:
+    data, offsets = bytes_of(ids)
+    return hashes(data, offsets[:-1], np.diff(offsets))
+
+
+def _books(fates: Fates) -> Books:
+    books = Books(read=len(fates.reason_D), kept=int((fates.reason_D == KEPT).sum()))
+    books.dropped.update({REASONS[reason]: count for reason in (EXACT, NEAR) if (count := int((fates.reason_D == reason).sum()))})
     books.check()
     return books
 
 
-def _clusters(fates: list[Fate]) -> Iterator[dict[str, Any]]:
+def _clusters(ids: pa.ChunkedArray, fates: Fates) -> Iterator[dict[str, Any]]:
     """Each survivor that stands for others, with them and the reasons."""
-    clusters: dict[str, list[Fate]] = defaultdict(list)
-    for fate in fates:
-        clusters[fate.survivor].append(fate)
-    for survivor, members in sorted(clusters.items()):
-        dropped = {fate.id: fate.reason for fate in members if fate.reason}
-        if dropped:
-            yield {"survivor": survivor, "split": members[0].split, "dropped": dropped}
+    dropped = np.flatnonzero(fates.reason_D != KEPT)
+    survivors = fates.survivor_D[dropped]
+    names, stand_ins = (ids.take(pa.array(chosen)).to_pylist() for chosen in (dropped, survivors))
+    clusters: dict[str, dict[str, Any]] = {}
+    for id, reason, survivor, split in zip(names, fates.reason_D[dropped], stand_ins, fates.split_D[survivors], strict=True):
+        cluster = clusters.setdefault(survivor, {"survivor": survivor, "split": SPLITS[split], "dropped": {}})
+        cluster["dropped"][id] = REASONS[reason]
+    return (clusters[survivor] for survivor in sorted(clusters))

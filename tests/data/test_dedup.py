@@ -1,108 +1,23 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from datasketch import MinHash
 
+from llm.artifact import sha256_file
 from llm.data.config import DedupConfig
 from llm.data.dedup import dedup
-from llm.data.document import Document, read_shards, write_shards
+from llm.data.document import SCHEMA, Document, read_shards, write_documents, write_shards
 from llm.data.parts import Workshop
-from llm.data.similarity import NEIGHBOURS, _proposals, jaccard, roots, shingles, signature, similar_pairs, words
 from llm.errors import DataError
+from tests.data.similarity import slow
+from tests.data.similarity.test_sketch import edited, family, text
 
-WORDS = [f"word{number}" for number in range(2000)]
-
-
-def text(seed: int, length: int = 300) -> str:
-    return " ".join(random.Random(seed).choices(WORDS, k=length))
-
-
-def edited(original: str, share: float, seed: int) -> str:
-    """The text with this share of its words replaced."""
-    chance = random.Random(seed)
-    return " ".join(chance.choice(WORDS) if chance.random() < share else word for word in original.split())
-
-
-def family(seed: int) -> list[str]:
-    """A text and copies at every distance."""
-    return [edited(text(seed), share, seed) for share in (0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12)]
-
-
-def exact_jaccard(a: str, b: str, size: int) -> float:
-    """The definition, on tuples of words."""
-    first, second = ({tuple(each.split()[i : i + size]) for i in range(len(each.split()) - size + 1)} for each in (a, b))
-    return len(first & second) / len(first | second)
-
-
-TEXTS = [member for seed in range(12) for member in family(seed)]
-SETS = [shingles(words(each), 5) for each in TEXTS]
-
-
-def test_hashed_shingles_have_the_similarity_of_the_words_themselves() -> None:
-    for i, j in list(combinations(range(18), 2)):
-        assert jaccard(SETS[i], SETS[j]) == pytest.approx(exact_jaccard(TEXTS[i], TEXTS[j], 5), abs=1e-12)
-
-
-def test_pairs_have_full_precision_and_nearly_full_recall() -> None:
-    truth = {(i, j): jaccard(SETS[i], SETS[j]) for i, j in combinations(range(len(SETS)), 2)}
-    found = {(i, j): similarity for i, j, similarity in similar_pairs(SETS, threshold=0.8, at_least=0.5, permutations=128)}
-    assert all(truth[pair] == similarity >= 0.5 for pair, similarity in found.items())
-    near, alike = ([pair for pair, similarity in truth.items() if similarity >= least] for least in (0.8, 0.5))
-    assert len(near) > 50
-    assert sum(pair in found for pair in near) >= 0.99 * len(near)
-    assert sum(pair in found for pair in alike) >= 0.9 * len(alike)
-
-
-def test_signatures_estimate_similarity_as_well_as_datasketch() -> None:
-    def reference(each: Sequence[int]) -> MinHash:
-        minhash = MinHash(num_perm=128)
-        minhash.update_batch([int(value).to_bytes(8, "little") for value in each])
-        return minhash
-
-    chosen = range(27)
-    ours = {i: signature(SETS[i], 128) for i in chosen}
-    theirs = {i: reference(SETS[i].tolist()) for i in chosen}
-    errors = [
-        (np.mean(ours[i] == ours[j]) - jaccard(SETS[i], SETS[j]), theirs[i].jaccard(theirs[j]) - jaccard(SETS[i], SETS[j]))
-        for i, j in combinations(chosen, 2)
-    ]
-    our_error, their_error = np.sqrt(np.mean(np.square(errors), axis=0))
-    assert our_error < max(1.5 * their_error, 0.03)
-
-
-def test_roots_join_chains_whatever_their_order() -> None:
-    pairs = [(i, i + 1) for i in range(50)] + [(60, 70), (70, 65)]
-    random.Random(0).shuffle(pairs)
-    expected = [0] * 51 + list(range(51, 71))
-    expected[65] = expected[70] = 60
-    assert roots(71, pairs) == expected
-
-
-def test_crowded_buckets_stay_linear() -> None:
-    crowd = [SETS[0]] * 300
-    pairs = list(similar_pairs(crowd, threshold=0.8, at_least=0.5, permutations=32))
-    assert 299 <= len(pairs) <= 300 * NEIGHBOURS
-    assert set(roots(300, ((i, j) for i, j, _ in pairs))) == {0}
-
-
-def test_near_copies_in_a_crowd_are_proposed_whoever_stands_first() -> None:
-    """200 signatures agree in the first band alone; the first is unlike the rest, which are scattered pairs of near copies."""
-    random = np.random.default_rng(0)
-    places = random.permutation(np.arange(1, 201)).reshape(100, 2)
-    signatures = random.integers(2**32, size=(201, 16), dtype=np.uint32)
-    signatures[places[:, 1]] = signatures[places[:, 0]]
-    signatures[places[:, 1], 7::4] += 1  # in every band but the first, one value of a pair differs
-    signatures[:, :4] = 1
-    found = _proposals(signatures, rows=4)
-    assert {(low, high) for low, high in np.sort(places).tolist()} <= set(found)
-    assert len(found) <= 201 * NEIGHBOURS
+CONFIG = DedupConfig(validation_share=0.15, test_share=0.15)
 
 
 def corpus() -> list[Document]:
@@ -118,11 +33,10 @@ def deduped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("dedup")
     for name in ("cleaned", "out", "reversed", "again"):
         (root / name).mkdir()
-    config = DedupConfig(validation_share=0.15, test_share=0.15)
     write_shards(root / "cleaned", corpus())
-    dedup(root / "cleaned", root / "out", config, Workshop(root / "parts"))
+    dedup(root / "cleaned", root / "out", CONFIG, Workshop(root / "parts"))
     write_shards(root / "reversed", reversed(corpus()))
-    dedup(root / "reversed", root / "again", config, Workshop(root / "parts"))
+    dedup(root / "reversed", root / "again", CONFIG, Workshop(root / "parts"))
     return root
 
 
@@ -132,9 +46,9 @@ def kept(folder: Path) -> dict[str, dict[str, str]]:
 
 def test_relatives_never_straddle_splits(deduped: Path) -> None:
     splits = kept(deduped / "out")
-    texts = [(split, shingles(words(body), 5)) for split, members in splits.items() for body in members.values()]
+    texts = [(split, slow.shingles(body)) for split, members in splits.items() for body in members.values()]
     for (split, one), (other, two) in combinations(texts, 2):
-        similarity = jaccard(one, two)
+        similarity = slow.jaccard(one, two)
         assert similarity < 0.8
         assert similarity < 0.5 or split == other
 
@@ -162,7 +76,7 @@ def test_a_new_document_moves_no_stranger(deduped: Path, tmp_path: Path) -> None
     for name in ("cleaned", "out"):
         (tmp_path / name).mkdir()
     write_shards(tmp_path / "cleaned", [*corpus(), Document(id="new", text=text(77_777), source="files")])
-    dedup(tmp_path / "cleaned", tmp_path / "out", DedupConfig(validation_share=0.15, test_share=0.15), Workshop(tmp_path / "parts"))
+    dedup(tmp_path / "cleaned", tmp_path / "out", CONFIG, Workshop(tmp_path / "parts"))
     before, after = kept(deduped / "out"), kept(tmp_path / "out")
     for split in before:
         assert {id: body for id, body in after[split].items() if id != "new"} == before[split]
@@ -174,3 +88,138 @@ def test_an_empty_split_names_the_setting(tmp_path: Path) -> None:
     write_shards(tmp_path / "cleaned", [Document(id=str(number), text=text(number), source="files") for number in range(3)])
     with pytest.raises(DataError, match=r"the validation split is empty.*dedup\.validation_share"):
         dedup(tmp_path / "cleaned", tmp_path / "out", DedupConfig(validation_share=0.001, test_share=0.001), Workshop(tmp_path / "parts"))
+
+
+def run(folder: Path, documents: list[Document], config: DedupConfig = CONFIG, shard_bytes: int = 100_000) -> dict[str, int]:
+    """The books' drops after a dedup of the documents in several shards, under FOLDER/out."""
+    for name in ("cleaned", "out"):
+        (folder / name).mkdir(parents=True)
+    write_shards(folder / "cleaned", documents, shard_bytes=shard_bytes)
+    dropped: dict[str, int] = dedup(folder / "cleaned", folder / "out", config, Workshop(folder / "parts"))["dropped"]
+    return dropped
+
+
+def test_the_same_decisions_whatever_the_shards(deduped: Path, tmp_path: Path) -> None:
+    run(tmp_path, corpus()[::-1], shard_bytes=40_000)
+    assert len(list((tmp_path / "cleaned").glob("documents-*"))) > 10
+    assert kept(tmp_path / "out") == kept(deduped / "out")
+    for name in ("clusters.jsonl", "books.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (deduped / "out" / name).read_bytes()
+
+
+def test_the_dropped_are_those_of_exact_similarity(tmp_path: Path) -> None:
+    """Recall and precision of what goes, against all pairs' similarity on the words themselves."""
+    documents = [document for document in corpus() if not document.id.startswith("copy")]
+    run(tmp_path, documents)
+    survivors = {id for members in kept(tmp_path / "out").values() for id in members}
+    numbers = {document.id: number for number, document in enumerate(documents)}
+    twin = list(range(len(documents)))
+    for i, j in slow.similar_pairs([document.text for document in documents], 0.8):
+        twin = [twin[i] if each == twin[j] else each for each in twin]
+    clusters = {label: [document for document in documents if twin[numbers[document.id]] == label] for label in set(twin)}
+    best = {min(members, key=lambda each: (-len(each.text), each.id)).id for members in clusters.values()}
+    dropped, expected = numbers.keys() - survivors, numbers.keys() - best
+    assert len(expected) > 150
+    assert len(dropped & expected) >= 0.99 * len(expected)
+    assert len(dropped & expected) >= 0.99 * len(dropped)
+
+
+def test_shards_are_read_as_they_were_written(deduped: Path) -> None:
+    """Every field of a document that is kept survives, and a shard looks like any other shard of documents."""
+    documents = {document.id: document for document in corpus()}
+    for split in ("train", "validation", "test"):
+        assert all(document == documents[document.id] for document in read_shards(deduped / "out", split))
+        assert all(pq.read_schema(path).equals(SCHEMA) for path in (deduped / "out").glob(f"{split}-*.parquet"))
+
+
+def test_an_empty_shard_among_others(tmp_path: Path) -> None:
+    documents = [Document(id=str(number), text=text(number), source="files") for number in range(60)]
+    for name in ("cleaned", "out"):
+        (tmp_path / name).mkdir()
+    for number, part in enumerate((documents[:30], [], documents[30:])):
+        write_documents(tmp_path / "cleaned" / f"documents-{number:05d}.parquet", part)
+    dedup(tmp_path / "cleaned", tmp_path / "out", CONFIG, Workshop(tmp_path / "parts"))
+    assert sum(len(members) for members in kept(tmp_path / "out").values()) == 60
+
+
+def test_exact_only_keeps_near_copies(tmp_path: Path) -> None:
+    assert run(tmp_path, corpus(), CONFIG.model_copy(update={"exact_only": True})) == {"exact_duplicate": 20 + len(twins())}
+
+
+def twins() -> list[Document]:
+    """Members of the corpus's families that have the words of an earlier one."""
+    seen: set[tuple[bytes, ...]] = set()
+    found = []
+    for document in corpus():
+        words = tuple(slow.words(document.text))
+        if words in seen and not document.id.startswith("copy"):
+            found.append(document)
+        seen.add(words)
+    return found
+
+
+def test_of_thirty_thousand_equal_texts_one_survives(tmp_path: Path) -> None:
+    copies = [
+        Document(id=f"{number:06d}", text="The same words, again and again: nothing else.", source="files") for number in range(30_000)
+    ]
+    others = [Document(id=f"other{number}", text=text(number), source="files") for number in range(60)]
+    assert run(tmp_path, [*copies, *others], shard_bytes=500_000) == {"exact_duplicate": 29_999}
+    assert "000000" in {id for members in kept(tmp_path / "out").values() for id in members}
+
+
+def test_of_thousands_of_nearly_equal_texts_one_survives(tmp_path: Path) -> None:
+    """A crowd in every band: each text differs from all others in one word of 300."""
+    crowd = [Document(id=f"{number:05d}", text=edited(text(0), 0.003, number) + f" end{number}", source="files") for number in range(3_000)]
+    others = [Document(id=f"other{number}", text=text(number + 1), source="files") for number in range(60)]
+    dropped = run(tmp_path, [*crowd, *others], shard_bytes=1_000_000)
+    assert sum(dropped.values()) == 2_999
+
+
+def test_one_huge_document_and_its_copy(tmp_path: Path) -> None:
+    """5 MB of text, 5 MB without any blank, and near copies of both."""
+    chance = np.random.default_rng(0)
+    prose = " ".join(map(str, chance.integers(100_000, size=800_000)))
+    solid = "".join(map(str, chance.integers(10**9, size=500_000)))
+    huge = {"prose": prose, "prose copy": prose[:-50_000] + " and another end", "solid": solid, "solid copy": solid[:-50_000] + "!"}
+    others = [Document(id=str(number), text=text(number), source="files") for number in range(60)]
+    assert run(tmp_path, [*(Document(id=id, text=body, source="files") for id, body in huge.items()), *others]) == {"near_duplicate": 2}
+    assert {"prose", "solid"} < {id for members in kept(tmp_path / "out").values() for id in members}
+
+
+def test_the_next_night_sketches_new_shards_only(tmp_path: Path) -> None:
+    """A longer corpus: what is known is found again, and the result is that of a run from nothing."""
+    made: list[str] = []
+
+    def watched(function, items):  # type: ignore[no-untyped-def]
+        made.extend(Path(shard).name for _, shard in items if isinstance(shard, str))
+        return map(function, items)
+
+    (tmp_path / "cleaned").mkdir()
+    write_shards(tmp_path / "cleaned", corpus(), shard_bytes=200_000)
+    for night in ("first", "second"):
+        (tmp_path / night).mkdir()
+        dedup(tmp_path / "cleaned", tmp_path / night, CONFIG, Workshop(tmp_path / "parts", spread=watched))
+        new = [Document(id=f"new{number}", text=edited(text(number + 1000), 0.02, number), source="files") for number in range(30)]
+        write_documents(tmp_path / "cleaned" / "documents-99999.parquet", new)
+        if night == "first":
+            made.clear()
+    assert made == ["documents-99999.parquet"]
+    (tmp_path / "fresh").mkdir()
+    write_documents(tmp_path / "cleaned" / "documents-99999.parquet", new)
+    dedup(tmp_path / "cleaned", tmp_path / "fresh", CONFIG, Workshop(tmp_path / "other parts"))
+    names = [path.name for path in sorted((tmp_path / "fresh").iterdir())]
+    assert [sha256_file(tmp_path / "second" / name) for name in names] == [sha256_file(tmp_path / "fresh" / name) for name in names]
+
+
+def test_a_family_stays_in_its_split_when_longer_members_join(tmp_path: Path) -> None:
+    """Of 200 families that a longer member joins, few move: that one only leads where its hash is the smallest."""
+    families = [
+        Document(id=f"{seed}.{n}", text=member, source="files") for seed in range(200) for n, member in enumerate(family(seed)[-3:])
+    ]
+    longer = [Document(id=f"{seed}.longer", text=edited(text(seed), 0.03, seed) + " and more", source="files") for seed in range(200)]
+    run(tmp_path / "before", families)
+    run(tmp_path / "after", families + longer)
+    before, after = (
+        {id.split(".")[0]: split for split, ids in kept(tmp_path / each / "out").items() for id in ids} for each in ("before", "after")
+    )
+    assert sum(before[seed] != after[seed] for seed in before) < 40

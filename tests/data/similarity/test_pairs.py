@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import sysconfig
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llm.data.similarity import pairs as module
+from llm.data.similarity.pairs import NEIGHBOURS, ShingleSets, alike, components, jaccard, proposed
+from llm.data.similarity.sketch import Shape, Sketches, sketches
+from tests.data.similarity import slow
+from tests.data.similarity.test_sketch import SHAPE, family
+
+Found = dict[tuple[int, int], float]
+
+
+def sets_of(sketched: Sketches) -> ShingleSets:
+    """The sets as if they lay in two files."""
+    counts = sketched.counts_T
+    half = len(counts) // 2
+    border = int(counts[:half].sum())
+    starts = np.cumsum(counts) - counts
+    shard = (np.arange(len(counts)) >= half).astype(np.int64)
+    files = [sketched.shingles_S[:border], sketched.shingles_S[border:]]
+    return ShingleSets(files, shard, starts - border * shard, counts)
+
+
+def everything(texts: list[str], shape: Shape = SHAPE, at_least: float = 0.5) -> Found:
+    """All pairs that any band proposes and the shingles confirm."""
+    sketched = sketches(pa.array(texts), shape)
+    found = np.unique(np.concatenate([proposed(sketched.keys_TK, band) for band in range(sketched.keys_TK.shape[1])]), axis=0)
+    similarities = jaccard(sets_of(sketched), found)
+    return {(i, j): value for (i, j), value in zip(found.tolist(), similarities.tolist(), strict=True) if value >= at_least}
+
+
+def installed_texts() -> list[str]:
+    """Modules of the standard library, and what packages bring along as text, licences in all variants; exact copies once."""
+    library, packages = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
+    modules = sorted(library.glob("[a-h]*.py"))
+    papers = sorted(path for pattern in ("*/licenses/**/*", "*/LICENSE*", "*/*.md", "*/*.rst") for path in packages.glob(pattern))
+    files = [path for path in dict.fromkeys([*modules, *papers]) if path.is_file() and path.stat().st_size < 30_000]
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files]
+    return list({tuple(slow.words(text)): text for text in texts}.values())
+
+
+@pytest.mark.parametrize(
+    "texts", [[member for seed in range(40) for member in family(seed, 150)], installed_texts()], ids=["made", "installed"]
+)
+def test_recall_and_precision_against_exact_similarity(texts: list[str]) -> None:
+    truth, found = slow.similar_pairs(texts, 0.5), everything(texts)
+    assert len(truth) > 200
+    for pair, similarity in found.items():  # precision: nothing but true pairs
+        assert similarity == pytest.approx(truth[pair], abs=1e-3)
+    near, related = ({pair for pair, similarity in truth.items() if similarity >= least} for least in (0.8, 0.5))
+    assert len(near & found.keys()) >= 0.99 * len(near)
+    assert len(related & found.keys()) >= 0.95 * len(related)
+
+
+def test_near_copies_are_found_in_scripts_without_spaces() -> None:
+    """Chinese, Japanese and Thai sentences, of which a character or two was exchanged; there are no words between blanks."""
+    chance = np.random.default_rng(0)
+    scripts = [range(0x4E00, 0x4F00), range(0x3041, 0x3096), range(0x0E01, 0x0E2E)]
+    texts = []
+    for script in scripts:
+        for _ in range(10):
+            original = chance.choice(script, 200)
+            copy = original.copy()
+            copy[[50, 120]] = chance.choice(script, 2)
+            texts += ["".join(map(chr, original)), "".join(map(chr, copy))]
+    assert everything(texts, at_least=0.8).keys() == {(place, place + 1) for place in range(0, 60, 2)}
+
+
+def test_connecting_pairs_connect_whatever_all_pairs_do() -> None:
+    """The pairs that are left out join nothing that is not joined, at either threshold."""
+    texts = [member for seed in range(20) for member in family(seed)]
+    sketched = sketches(pa.array(texts), SHAPE)
+    some, similarity = alike(sketched.keys_TK, sets_of(sketched), threshold=0.8, at_least=0.5)
+    all_pairs = everything(texts)
+    assert len(some) < len(all_pairs)
+    for least in (0.8, 0.5):
+        expected = components(len(texts), np.array([pair for pair, value in all_pairs.items() if value >= least]))
+        assert np.array_equal(components(len(texts), some[similarity >= least]), expected)
+    assert len(np.unique(some, axis=0)) == len(some)
+
+
+def test_similarity_is_the_same_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = sets_of(sketches(pa.array(family(0) + family(1) + ["", ""]), SHAPE))
+    pairs = np.array(list(combinations(range(20), 2)))
+    whole = jaccard(sets, pairs)
+    monkeypatch.setattr(module, "BATCH_SHINGLES", 1000)
+    assert np.array_equal(jaccard(sets, pairs), whole)
+    assert whole[-1] == 0
+    assert len(jaccard(sets, pairs[:0])) == 0
+
+
+def test_components_join_chains_whatever_their_order() -> None:
+    pairs = np.random.default_rng(0).permutation([*((i, i + 1) for i in range(50)), (60, 70), (70, 65)])
+    labels = components(71, pairs)
+    assert len(set(labels[:51].tolist())) == 1
+    assert labels[60] == labels[65] == labels[70]
+    assert len(set(labels.tolist())) == 71 - 52
+
+
+def test_crowded_buckets_stay_linear() -> None:
+    """One key for all: each stands beside the next few, and that connects everyone."""
+    keys = np.ones((3000, 4), np.uint32)
+    pairs = proposed(keys, 0)
+    assert 2999 <= len(pairs) <= 3000 * NEIGHBOURS
+    assert set(components(3000, pairs).tolist()) == {0}
+
+
+def test_near_copies_in_a_crowd_are_proposed_whoever_stands_first() -> None:
+    """200 texts agree in the first band alone, and scattered pairs of them in the next one too."""
+    chance = np.random.default_rng(0)
+    places = chance.permutation(np.arange(1, 201)).reshape(100, 2)
+    keys = chance.integers(2**32, size=(201, 32), dtype=np.uint32)
+    keys[:, 0] = 1
+    keys[places[:, 1], 1] = keys[places[:, 0], 1]
+    found = proposed(keys, 0)
+    assert {(low, high) for low, high in np.sort(places).tolist()} <= {(low, high) for low, high in found.tolist()}
+    assert len(found) <= 201 * NEIGHBOURS
+
+
+def test_small_and_full_buckets_stand_side_by_side() -> None:
+    keys = np.repeat(np.array([5, 9, 7], np.uint32), [100, 3, 1])[:, None]
+    found = {(low, high) for low, high in proposed(keys, 0).tolist()}
+    assert {(100, 101), (100, 102), (101, 102)} <= found
+    assert all(high <= 99 or low >= 100 for low, high in found)
+    assert not any(103 in pair for pair in found)
