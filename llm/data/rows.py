@@ -15,7 +15,7 @@ from llm.data.hashing import GOLDEN, mix
 from llm.errors import DataError
 
 IGNORED = -100  # target that no loss counts
-BOS = 1  # id that begins every document
+BOS = 1  # id that begins every document, unless the vocabulary was learned by others
 ROUNDS = 6
 BLOCK = 4096  # positions whose rows are found at once
 
@@ -42,6 +42,7 @@ class Rows:
     row_tokens: int
     vocab_size: int
     groups: tuple[Group, ...] = ()  # none: the rows are not told apart
+    bos: int = BOS
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Rows:
@@ -52,10 +53,10 @@ class Rows:
         facts = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
         if split not in facts["splits"]:
             raise DataError(f"no split named {split}", value=", ".join(facts["splits"]), remedy="name one of these")
-        mask_path = folder / f"{split}.mask"
+        tokens, mask_path = _mapped(folder / f"{split}.tokens", facts["dtype"]), folder / f"{split}.mask"
         mask = _mapped(mask_path, "u1") if mask_path.exists() else None
         groups = tuple(Group(**group) for group in facts.get("groups", {}).get(split, ()))
-        return cls(_mapped(folder / f"{split}.tokens", facts["dtype"]), mask, facts["row_tokens"], facts["vocab_size"], groups)
+        return cls(tokens, mask, facts["row_tokens"], facts["vocab_size"], groups, facts.get("bos", BOS))
 
     def __len__(self) -> int:
         return (len(self.tokens) - 1) // self.row_tokens

@@ -45,7 +45,11 @@ class Masked:
         picked_BT = pick(tokens_BT, places, self.config.share, seed)
         shown_BT = self.hide(tokens_BT, picked_BT, places, seed)
         targets_BT = np.where(picked_BT, tokens_BT, IGNORED)
-        inputs = {"tokens_BT": torch.from_numpy(shown_BT), **sentences, **documents(torch.from_numpy(tokens_BT), wanted=self.document_mask)}
+        inputs = {
+            "tokens_BT": torch.from_numpy(shown_BT),
+            **sentences,
+            **documents(torch.from_numpy(tokens_BT), rows.bos, wanted=self.document_mask),
+        }
         extra = {"strange_B": torch.from_numpy(strange_B)} if self.config.next_sentence else {}
         return Batch(inputs, torch.from_numpy(targets_BT), extra)
 

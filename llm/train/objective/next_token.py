@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm.data.rows import BOS, Rows
+from llm.data.rows import Rows
 from llm.train.batch import Batch
 from llm.train.objective.cross_entropy import cross_entropy
 
@@ -27,7 +27,7 @@ class NextToken:
     def batch(self, rows: Rows, indices: NDArray[np.int64], places: NDArray[np.int64], seed: int) -> Batch:
         """These rows; nothing is drawn, so neither places nor seed matter."""
         tokens_BT, targets_BT = map(torch.from_numpy, rows.batch(indices))
-        return Batch({"tokens_BT": tokens_BT} | documents(tokens_BT, wanted=self.document_mask), targets_BT, {})
+        return Batch({"tokens_BT": tokens_BT} | documents(tokens_BT, rows.bos, wanted=self.document_mask), targets_BT, {})
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """What the summed terms are divided by."""
@@ -38,9 +38,9 @@ class NextToken:
         return token_terms(model, model.features(**batch.inputs), batch.targets_BT, z_loss=z_loss)
 
 
-def documents(tokens_BT: Tensor, *, wanted: bool) -> dict[str, Tensor]:
+def documents(tokens_BT: Tensor, bos: int, *, wanted: bool) -> dict[str, Tensor]:
     """Number of the document that each token belongs to, as the model's input of that name; nothing if not wanted."""
-    return {"documents_BT": (tokens_BT == BOS).cumsum(dim=1)} if wanted else {}
+    return {"documents_BT": (tokens_BT == bos).cumsum(dim=1)} if wanted else {}
 
 
 def token_terms(model: Any, x_BTD: Tensor, targets_BT: Tensor, *, z_loss: bool) -> dict[str, Tensor]:

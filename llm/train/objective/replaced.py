@@ -40,7 +40,7 @@ class Replaced:
         shown_BT = torch.from_numpy(np.where(picked_BT, self.mask_id, tokens_BT))
         draws_BT = torch.from_numpy(uniform(places, tokens_BT.shape[1], seed=seed, purpose=SAMPLE))
         original_BT = torch.from_numpy(np.ascontiguousarray(tokens_BT))
-        inputs = {"tokens_BT": shown_BT, **documents(original_BT, wanted=self.document_mask)}
+        inputs = {"tokens_BT": shown_BT, **documents(original_BT, rows.bos, wanted=self.document_mask)}
         targets_BT = torch.from_numpy(np.where(picked_BT, tokens_BT, IGNORED))
         return Batch(inputs, targets_BT, {"original_BT": original_BT, "draws_BT": draws_BT})
 
