@@ -12,7 +12,7 @@ class AuditConfig(Section):
     """How much of the corpus is looked at closely, and whose names are looked for. Counts and sizes are of all documents."""
 
     close_documents: int = Field(
-        default=2_000, ge=10, description="documents with the smallest hash: topics and word vectors come from them"
+        default=1_000, ge=10, description="documents with the smallest hash: topics and word vectors come from them"
     )
     close_characters: int = Field(default=4_000, ge=100, description="of each of those, from its start")
     topics: int = Field(default=8, ge=2, description="of the topic model")
