@@ -67,6 +67,13 @@ class CleanConfig(Section):
         return self
 
 
+class SplitConfig(Section):
+    """How the documents of a domain are divided; the rest trains."""
+
+    validation_share: float = Field(ge=0, lt=1)
+    test_share: float = Field(ge=0, lt=1)
+
+
 class DedupConfig(Section):
     """What counts as the same text, and how the splits are drawn."""
 
@@ -77,9 +84,13 @@ class DedupConfig(Section):
     exact_only: bool = Field(default=False, description="drop texts with the same words only, near duplicates not")
     validation_share: float = Field(default=0.02, gt=0, lt=1)
     test_share: float = Field(default=0.02, gt=0, lt=1)
+    domain_splits: dict[str, SplitConfig] = Field(default={}, description="shares of single domains in place of those")
 
     @model_validator(mode="after")
     def _possible(self) -> DedupConfig:
+        for domain, shares in self.domain_splits.items():
+            if shares.validation_share + shares.test_share > 1:
+                raise ValueError(f"splits of {domain} are more than all of it; set dedup.domain_splits.{domain} to at most 1 together")
         if self.link_threshold > self.threshold:
             raise ValueError(f"{self.link_threshold} is above threshold; set dedup.link_threshold to at most {self.threshold}")
         if self.validation_share + self.test_share >= 1:
@@ -107,6 +118,7 @@ class TokenizeConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     vocab_size: int = Field(default=32_000, ge=300, description="byte fallback and the chat tokens alone take 262")
     row_tokens: int = Field(default=1024, ge=8, description="T, the length of one training sequence")
+    packing: Literal["concatenate", "best_fit"] = Field(default="concatenate", description="best_fit cuts no document that fits into a row")
     sample_bytes: int = Field(default=64_000_000, ge=1_000, description="training text that the vocabulary is learned from")
     max_piece_characters: int = Field(default=16, ge=2)
     character_coverage: float = Field(default=0.9999, gt=0.9, le=1, description="the rest is spelled in bytes")

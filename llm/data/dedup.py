@@ -24,6 +24,7 @@ from llm.data.similarity.pairs import ShingleSets, alike, components
 from llm.data.similarity.sketch import Shape, Sketches, band_rows, sketches
 from llm.data.similarity.words import bytes_of, hashes
 from llm.data.split import SPLITS, require_all
+from llm.errors import RecipeError
 
 REASONS = ("", "exact_duplicate", "near_duplicate")
 KEPT, EXACT, NEAR = range(3)
@@ -35,6 +36,7 @@ class Corpus:
     """What is known of all documents, shard after shard: D documents, K bands."""
 
     ids: pa.ChunkedArray
+    domains: pa.ChunkedArray
     place_D: NDArray[np.uint64]  # hash of the id: what a draw goes by
     bytes_D: NDArray[np.int64]
     digest_D: NDArray[np.uint64]
@@ -72,6 +74,7 @@ def dedup(cleaned: Path, out: Path, config: DedupConfig, workshop: Workshop) -> 
     fates = decide(corpus, config)
     kept = fates.reason_D == KEPT
     result = _books(fates).to_dict() | {"splits": require_all((SPLITS[split] for split in fates.split_D[kept]), "dedup")}
+    result["splits_by_domain"] = _by_domain(corpus.domains.filter(pa.array(kept)), fates.split_D[kept])
     places = [_places(fates, start, end) for start, end in zip(corpus.borders, corpus.borders[1:], strict=False)]
     split = [Piece((piece.value, place), [piece.identity, place]) for piece, place in zip(pieces, places, strict=True)]
     parts = workshop.made("split", split_shard, split)
@@ -88,10 +91,10 @@ def sketch_shard(shape: Shape, shard: str, out: Path) -> dict[str, Any]:
     with pq.ParquetFile(shard) as file, pq.ParquetWriter(out / "documents.parquet", DOCUMENTS) as documents:
         made = [sketches(pa.array([], pa.string()), shape)]
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["id", "text"]).combine_chunks()
-            ids, texts = (table[name].chunk(0) for name in ("id", "text"))
+            table = file.read_row_group(group, columns=["id", "domain", "text"]).combine_chunks()
+            ids, domains, texts = (table[name].chunk(0) for name in ("id", "domain", "text"))
             made.append(sketches(texts, shape))
-            facts = [ids, pa.array(_id_hashes(ids)), pc.binary_length(texts).cast(pa.int64()), pa.array(made[-1].digests_T)]
+            facts = [ids, domains, pa.array(_id_hashes(ids)), pc.binary_length(texts).cast(pa.int64()), pa.array(made[-1].digests_T)]
             documents.write_table(pa.Table.from_arrays(facts, schema=DOCUMENTS))
     whole = Sketches.joined(made)
     for name in ("keys_TK", "counts_T", "shingles_S"):
@@ -99,7 +102,9 @@ def sketch_shard(shape: Shape, shard: str, out: Path) -> dict[str, Any]:
     return {"documents": len(whole.digests_T)}
 
 
-DOCUMENTS = pa.schema([("id", pa.string()), ("place", pa.uint64()), ("bytes", pa.int64()), ("digest", pa.uint64())])
+DOCUMENTS = pa.schema(
+    [("id", pa.string()), ("domain", pa.string()), ("place", pa.uint64()), ("bytes", pa.int64()), ("digest", pa.uint64())]
+)
 
 
 def load(folders: Sequence[Path]) -> Corpus:
@@ -114,7 +119,7 @@ def load(folders: Sequence[Path]) -> Corpus:
     )
     keys_DK = np.concatenate([np.load(folder / "keys_TK.npy", mmap_mode="r") for folder in folders])
     place_D, bytes_D, digest_D = (documents[name].to_numpy() for name in ("place", "bytes", "digest"))
-    return Corpus(documents["id"], place_D, bytes_D, digest_D, keys_DK, sets)
+    return Corpus(documents["id"], documents["domain"], place_D, bytes_D, digest_D, keys_DK, sets)
 
 
 def decide(corpus: Corpus, config: DedupConfig) -> Fates:
@@ -127,7 +132,7 @@ def decide(corpus: Corpus, config: DedupConfig) -> Fates:
     pairs, similarity = alike(corpus.keys_DK[first_T], sets, threshold=config.threshold, at_least=config.link_threshold)
     cluster_T, family_T = (components(len(first_T), pairs[similarity >= least]) for least in (config.threshold, config.link_threshold))
     survivor_D, reason_D = _survivors(corpus, cluster_T[text_D], text_D)
-    return Fates(_splits(corpus.place_D, family_T[text_D], config), reason_D, survivor_D)
+    return Fates(_splits(corpus, family_T[text_D], config), reason_D, survivor_D)
 
 
 def split_shard(value: tuple[str, str], out: Path) -> dict[str, Any]:
@@ -167,14 +172,41 @@ def _survivors(corpus: Corpus, cluster_D: NDArray[np.int64], text_D: NDArray[np.
     return survivor_D, reason_D
 
 
-def _splits(place_D: NDArray[np.uint64], family_D: NDArray[np.int64], config: DedupConfig) -> NDArray[np.int64]:
-    """The split of each family, drawn by the smallest hash among its members' ids: few that join a family move it."""
-    order = np.lexsort([place_D, family_D])
+def _splits(corpus: Corpus, family_D: NDArray[np.int64], config: DedupConfig) -> NDArray[np.int64]:
+    """The split of each family, drawn by the smallest hash among its members' ids: few that join a family move it.
+
+    The shares are those of the domain of the document with that hash.
+    """
+    order = np.lexsort([corpus.place_D, family_D])
     leads = np.append(True, np.diff(family_D[order]) != 0)[: len(order)]
-    drawn_D = np.empty(len(order))
-    drawn_D[order] = mix(place_D[order][leads])[np.cumsum(leads) - 1] / 2**64
-    limits = [config.test_share, config.test_share + config.validation_share]
-    return np.array([SPLITS.index(split) for split in ("test", "validation", "train")])[np.digitize(drawn_D, limits)]
+    lead_D = np.empty(len(order), np.int64)
+    lead_D[order] = order[leads][np.cumsum(leads) - 1]
+    drawn_D = mix(corpus.place_D[lead_D]) / 2**64
+    test_D, validation_D = _shares(corpus.domains, config)[:, lead_D]
+    numbers = [SPLITS.index(split) for split in ("test", "validation", "train")]
+    return np.select([drawn_D < test_D, drawn_D < test_D + validation_D], numbers[:2], numbers[2])
+
+
+def _shares(domains: pa.ChunkedArray, config: DedupConfig) -> NDArray[np.float64]:
+    """Test and validation share of each document's domain; 2, D.
+
+    Raises: RecipeError if a setting names a domain that no document has.
+    """
+    coded = domains.combine_chunks().dictionary_encode()
+    names = coded.dictionary.to_pylist()
+    if strange := sorted(set(config.domain_splits) - set(names)):
+        remedy = f"set dedup.domain_splits for some of {', '.join(sorted(names))}"
+        raise RecipeError("no document has this domain", value=strange[0], remedy=remedy)
+    shares = [config.domain_splits.get(name, config) for name in names]
+    return np.array([[each.test_share, each.validation_share] for each in shares]).T[:, coded.indices.to_numpy()]
+
+
+def _by_domain(domains: pa.ChunkedArray, split_K: NDArray[np.int64]) -> dict[str, dict[str, int]]:
+    """How many of the kept documents of each domain went into each split."""
+    coded = domains.combine_chunks().dictionary_encode()
+    codes = coded.indices.to_numpy()
+    counts = {split: np.bincount(codes[split_K == number], minlength=len(coded.dictionary)) for number, split in enumerate(SPLITS)}
+    return {name: {split: int(counts[split][code]) for split in SPLITS} for code, name in enumerate(coded.dictionary.to_pylist())}
 
 
 def _places(fates: Fates, start: int, end: int) -> str:
