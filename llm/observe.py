@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm.artifact import sha256_of
+
 if TYPE_CHECKING:
     from llm.artifact import Artifact, Ref, Store
     from llm.recipe import Recipe
@@ -31,7 +33,7 @@ def _seen(store: Store, name: str, found: Mapping[str, Any]) -> str:
     if last is None:
         return ""
     met = last.manifest["observed"]
-    if "seen" in met and met["sources"] == found["sources"] and (not met["seen"] or _with_digest(store, met["seen"])):
+    if "seen" in met and sha256_of(met["sources"]) == sha256_of(found["sources"]) and (not met["seen"] or _with_digest(store, met["seen"])):
         return str(met["seen"])
     return last.ref.digest
 
@@ -57,6 +59,13 @@ def _with_digest(store: Store, digest: str) -> Artifact | None:
 
 def _collections(store: Store) -> Iterator[Artifact]:
     return (found for found in store.all() if found.ref.stage == "collect" and "run" in found.manifest)
+
+
+def judges(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
+    """The hashes of what `clean` learns from and looks for: examples, lists of words, evaluation sets."""
+    from llm.data.filters.corpus import snapshot
+
+    return snapshot(recipe.clean, recipe.evaluate.sets)
 
 
 def origins(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from llm.data.document import Books, Document, Quarantined, concatenate, write_j
 from llm.data.news import news
 from llm.data.parts import Piece, Workshop, link
 from llm.data.selection import INDEX, Batch, all_of, chosen_shards, gone_since, joined, within_quota
-from llm.data.sources import files, huggingface, installed, warc
+from llm.data.sources import files, huggingface, installed, sql, warc
 from llm.data.sources.config import Source
 from llm.data.sources.crawl import reader as crawl
 from llm.errors import DataError
@@ -173,4 +173,11 @@ class Reader(Protocol):
         """The documents of the piece with this value."""
 
 
-READERS: dict[str, Reader] = {"crawl": crawl, "files": files, "huggingface": huggingface, "installed": installed, "warc": warc}
+READERS: dict[str, Reader] = {
+    "crawl": crawl,
+    "files": files,
+    "huggingface": huggingface,
+    "installed": installed,
+    "sql": sql,
+    "warc": warc,
+}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from llm.config import Section
 from llm.data.sources.crawl.config import CrawlSource
@@ -60,6 +61,49 @@ class WarcSource(Quota):
     limits: Limits = Limits()
 
 
+class SqlSource(Quota):
+    """Rows of a table or view of SQLite or PostgreSQL, one document each."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    kind: Literal["sql"] = "sql"
+    url: str | None = Field(default=None, description="sqlite:///file.db or postgresql://user@host/database, without a password")
+    url_variable: str | None = Field(default=None, description="environment variable that holds the URL, password included")
+    table: str = Field(min_length=1, description="a table or a view, such as pages or public.pages")
+    id_column: str = Field(default="id", min_length=1, description="unique, and indexed: the rows are read in its order")
+    text_column: str = Field(default="text", min_length=1)
+    url_column: str | None = None
+    domain_column: str | None = None
+    language_column: str | None = None
+    license_column: str | None = None
+    created_column: str | None = None
+    updated_column: str | None = Field(default=None, description="changes whenever the row does; spares a nightly run reading the texts")
+    only: dict[str, str | int | bool] = Field(default={}, description="rows with these values in these columns; by default all")
+    domain: str = Field(default="text", description="of rows that name none")
+    page_rows: int = Field(default=500, ge=1, description="rows held at a time")
+    piece_rows: int = Field(default=20_000, ge=1, description="rows of a range that is read, and read again, for itself; on average")
+    tries: int = Field(default=4, ge=1, description="connections in a row that may be lost without a row read")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> SqlSource:
+        if (self.url is None) == (self.url_variable is None):
+            raise ValueError("where is the database? set either collect.sources.url or collect.sources.url_variable")
+        if self.url is not None and not self.url.startswith(("sqlite:///", "postgresql://")):
+            raise ValueError("a URL of another kind; set collect.sources.url to one that starts with sqlite:/// or postgresql://")
+        if self.url is not None and _has_password(self.url):
+            raise ValueError(
+                "a password would be written into recipes and logs; set collect.sources.url_variable to the name of an environment"
+                " variable that holds the URL, or leave the password to ~/.pgpass"
+            )
+        return self
+
+
+def _has_password(url: str) -> bool:
+    authority, _, query = url.partition("//")[2].partition("?")
+    account = authority.rpartition("@")[0]
+    return ":" in account or any("password" in name.lower() for name, _ in parse_qsl(query, keep_blank_values=True))
+
+
 class HuggingFaceSource(Section):
     """A data set read through `datasets`: a local folder (path starts with / . or ~) or a hub id at a pinned commit."""
 
@@ -96,4 +140,4 @@ class InstalledSource(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="per domain; the documents are chosen by the hash of their ids")
 
 
-Source = Annotated[CrawlSource | FilesSource | HuggingFaceSource | InstalledSource | WarcSource, Field(discriminator="kind")]
+Source = Annotated[CrawlSource | FilesSource | HuggingFaceSource | InstalledSource | SqlSource | WarcSource, Field(discriminator="kind")]
