@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from llm.data.document import Document, Quarantined
 from llm.data.hashing import fingerprints
@@ -13,6 +16,8 @@ from llm.data.parts import Piece
 from llm.data.sources.config import HuggingFaceSource
 from llm.data.sources.record import record_document
 from llm.errors import RecipeError, SourceError
+
+LOADERS = {".parquet": "parquet", ".jsonl": "json"}  # of `datasets`, for a file alone
 
 
 def snapshot(source: HuggingFaceSource) -> dict[str, Any]:
@@ -25,16 +30,25 @@ def snapshot(source: HuggingFaceSource) -> dict[str, Any]:
 
 
 def pieces(source: HuggingFaceSource, home: Path) -> list[Piece]:
-    """The data set in one piece."""
-    return [Piece(None, snapshot(source))]
+    """The files of a local data set, one by one; one that is capped, saved to disk or on the hub in one piece."""
+    files = _files(source)
+    if not files:
+        return [Piece(None, snapshot(source))]
+    starts = accumulate((_rows(path) for path in files[:-1]), initial=0)
+    known = fingerprints((str(number), path) for number, path in enumerate(files))
+    content = {each["path"]: each["sha256"] for each in known}
+    return [
+        Piece((str(path), start), [content[str(number)], start]) for number, (path, start) in enumerate(zip(files, starts, strict=True))
+    ]
 
 
-def read(source: HuggingFaceSource, piece: None) -> Iterator[Document | Quarantined]:
+def read(source: HuggingFaceSource, piece: tuple[str, int] | None) -> Iterator[Document | Quarantined]:
     """The records in the data set's order, up to the caps. Ids are `huggingface:<name>/<split>#<number>`."""
     name = _root(source).name if is_local(source) else source.path
     prefix = "/".join(part for part in (name, source.name, source.split) if part)
+    path, start = piece or (None, 0)
     size_bytes = 0
-    for number, record in enumerate(islice(_records(source), source.max_documents)):
+    for number, record in enumerate(islice(_records(source, path), source.max_documents), start):
         id = f"huggingface:{prefix}#{number}"
         found = record_document(source.kind, id, record, text_field=source.text_field, domain=source.domain)
         size_bytes += len(found.text.encode(errors="replace")) if isinstance(found, Document) else 0
@@ -48,8 +62,29 @@ def is_local(source: HuggingFaceSource) -> bool:
     return source.revision is None
 
 
-def _records(source: HuggingFaceSource) -> Iterable[dict[str, Any]]:
-    """Records of the split. Nothing that comes with the data is executed: `datasets` from 4.0 on refuses loading scripts.
+def _files(source: HuggingFaceSource) -> list[Path]:
+    """The files of the split, in the order in which `datasets` reads them; none if they can't be read one by one."""
+    if not is_local(source) or _is_saved(source) or source.max_documents or source.max_bytes:
+        return []
+    import datasets
+
+    with _named_errors(source):
+        builder = datasets.load_dataset_builder(str(_root(source)), source.name)
+        found = [Path(path) for path in (builder.config.data_files or {}).get(source.split, ())]
+    return found if all(path.suffix in LOADERS for path in found) else []
+
+
+def _rows(path: Path) -> int:
+    """Records in a file."""
+    if path.suffix == ".parquet":
+        return int(pq.read_metadata(path).num_rows)
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def _records(source: HuggingFaceSource, path: str | None) -> Iterable[dict[str, Any]]:
+    """Records of the split, or of one of its files. Nothing that comes with the data is executed: `datasets` from 4.0 on
+    refuses loading scripts.
 
     A local source is always streamed, since a cached copy could outlive a changed file.
 
@@ -57,17 +92,29 @@ def _records(source: HuggingFaceSource) -> Iterable[dict[str, Any]]:
     """
     import datasets  # takes two seconds, which a cached run need not spend
 
-    path = str(_root(source)) if is_local(source) else source.path
-    if is_local(source) and any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json")):
-        saved = datasets.load_from_disk(path)
+    if _is_saved(source):
+        saved = datasets.load_from_disk(str(_root(source)))
         return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
-    streaming = source.streaming or is_local(source)
+    with _named_errors(source):
+        if path:
+            return datasets.load_dataset(LOADERS[Path(path).suffix], data_files=path, split="train", streaming=True)
+        place, streaming = (str(_root(source)), True) if is_local(source) else (source.path, source.streaming)
+        return datasets.load_dataset(place, source.name, split=source.split, revision=source.revision, streaming=streaming)
+
+
+@contextlib.contextmanager
+def _named_errors(source: HuggingFaceSource) -> Iterator[None]:
     try:
-        return datasets.load_dataset(path, source.name, split=source.split, revision=source.revision, streaming=streaming)
+        yield
     except ConnectionError as error:
         raise SourceError("the hub can't be reached", value=source.path, remedy="retry, or set collect.sources.path to a copy") from error
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         raise RecipeError("the data set can't be used", value=f"{source.path}, {error}", remedy="check collect.sources") from error
+
+
+def _is_saved(source: HuggingFaceSource) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return is_local(source) and any((_root(source) / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
 def _root(source: HuggingFaceSource) -> Path:
