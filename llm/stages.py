@@ -34,9 +34,9 @@ class Stage:
 
 STAGES = {
     "collect": Stage(("llm.data.collect",), ("collect",), ("pyarrow",), observe.sources),
-    "clean": Stage(("llm.data.clean",), ("clean",), ("ftfy", "trafilatura", "pyarrow")),
+    "clean": Stage(("llm.data.clean",), ("clean", "evaluate.sets"), ("ftfy", "trafilatura", "pyarrow", "scikit-learn"), observe.judges),
     "dedup": Stage(("llm.data.dedup",), ("dedup",), ("numpy", "pyarrow")),
-    "tokenize": Stage(("llm.data.encode",), ("tokenize",), ("sentencepiece",)),
+    "tokenize": Stage(("llm.data.encode",), ("tokenize",), ("sentencepiece", "tokenizers"), observe.vocabulary),
     "audit": Stage(("llm.data.audit.audit",), ("audit", "name"), ("scikit-learn", "scipy", "vaderSentiment")),
     "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",), observe.origins),
     "finetune": Stage(("llm.train.loop", "llm.data.chat"), ("finetune", "seed"), ("torch", "sentencepiece"), observe.pairs),

@@ -34,8 +34,8 @@ def clean(job: Job) -> dict[str, str]:
     """Repair text and drop what the quality rules reject."""
     from llm.data.clean import clean
 
-    config = Recipe.model_validate(job.recipe).clean
-    return produce(job, lambda out: clean(refs(job.parents)["collected"], out, config, workshop(job)))
+    recipe = Recipe.model_validate(job.recipe)
+    return produce(job, lambda out: clean(refs(job.parents)["collected"], out, recipe.clean, workshop(job), recipe.evaluate.sets))
 
 
 @task(**policy("dedup"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,14 @@ from typing import Any
 import numpy as np
 
 from llm.artifact import write_json
-from llm.data.config import CleanConfig
+from llm.data.config import CleanConfig, LabelledSet
 from llm.data.document import Books, concatenate, read_documents, read_shards
+from llm.data.filters import lexicon
+from llm.data.filters.corpus import report, survey
+from llm.data.filters.lexicon import Lexicon, judge_words
+from llm.data.filters.licence import judge_licence
+from llm.data.filters.privacy import mask
+from llm.data.filters.rulings import Rulings, carry_out
 from llm.data.parts import Part, Piece, Workshop, link, shards
 from llm.data.quality.c4 import whole_lines
 from llm.data.quality.judge import judge, judge_page
@@ -35,10 +41,16 @@ class Decisions:
     """What all shards together decide for one of them."""
 
     repeats: Repeats | None = None  # none are asked for
+    rulings: Rulings = field(default_factory=Rulings)
+    lexicons: tuple[Lexicon, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What changes when they do: a shard that they treat as before is not cleaned again."""
-        return {"repeats": self.repeats and self.repeats.sha256()}
+        return {
+            "repeats": self.repeats and self.repeats.sha256(),
+            "rulings": self.rulings.identity(),
+            "lexicons": [each.sha256() for each in self.lexicons],
+        }
 
 
 def repairs(config: CleanConfig) -> tuple[Step, ...]:
@@ -53,31 +65,37 @@ def filters(config: CleanConfig, decisions: Decisions) -> tuple[Step, ...]:
     """The steps of the second pass, in order: whether to keep it, and in which form."""
     keepers = decisions.repeats.keepers() if decisions.repeats else {}
     return (
+        partial(judge_licence, config=config.licences),
+        partial(carry_out, rulings=decisions.rulings),
         partial(identify, config=config.language),
         partial(judge_page, config=config),
         partial(whole_lines, config=config),
         partial(without_repeats, config=config.repeats, keepers=keepers),
         partial(judge, config=config),
+        *(partial(judge_words, lexicon=words, config=its) for words, its in zip(decisions.lexicons, config.lexicons, strict=True)),
+        partial(mask, config=config.privacy),
         partial(plain_words, config=config.words),
     )
 
 
-def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop) -> dict[str, Any]:
+def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop, sets: Sequence[LabelledSet] = ()) -> dict[str, Any]:
     """Shards of repaired documents that pass every rule; the others go to `dropped.jsonl` with reason and score.
 
-    `books.json` says how many of what was edited, beside the balanced books.
+    `books.json` says how many of what was edited, beside the balanced books. `sets` are those that a model will be judged on.
 
     Raises: DataError if nothing passes.
     """
     settings = config.model_dump(mode="json", include={"repair", "repeats"})
     repaired = workshop.made("repaired", partial(repair_shard, config), shards(collected, "documents-*.parquet"), settings=settings)
-    pieces = decide(repaired, config)
+    surveyed = survey(_pieces(repaired), config, sets, workshop)
+    pieces = decide(repaired, config, surveyed.rulings)
     filtered = workshop.made("filtered", partial(filter_shard, config), pieces, settings=config.model_dump(mode="json"))
     for number, path in enumerate(path for part in filtered for path in part.files("documents-*.parquet")):
         link(path, out / f"documents-{number:05d}.parquet")
     concatenate((part.path / "dropped.jsonl" for part in (*repaired, *filtered)), out / "dropped.jsonl")
     books = _books(repaired, filtered)
-    counts = {**books.to_dict(), "edits": _edits([*repaired, *filtered])}
+    found = report(surveyed, _pieces(filtered), config, sets, workshop, out)
+    counts = {**books.to_dict(), "edits": _edits([*repaired, *filtered]), **found}
     write_json(out / "books.json", counts)
     if not books.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(books.dropped.items()))
@@ -93,12 +111,13 @@ def repair_shard(config: CleanConfig, shard: str, out: Path) -> dict[str, Any]:
     return counts
 
 
-def decide(repaired: Sequence[Part], config: CleanConfig) -> list[Piece]:
+def decide(repaired: Sequence[Part], config: CleanConfig, rulings: Sequence[Rulings]) -> list[Piece]:
     """The repaired shards, each with what is decided for it."""
     repeats: Sequence[Repeats | None] = [None] * len(repaired)
     if config.repeats.min_documents:
         repeats = frequent([part.path / "repeats.npy" for part in repaired], config.repeats)
-    decisions = [Decisions(each) for each in repeats]
+    lexicons = tuple(lexicon.load(each.path) for each in config.lexicons)
+    decisions = [Decisions(*each, lexicons) for each in zip(repeats, rulings, strict=True)]
     return [
         Piece((str(part.path), its), {"documents": _content(part), "decisions": its.identity()})
         for part, its in zip(repaired, decisions, strict=True)
@@ -109,6 +128,10 @@ def filter_shard(config: CleanConfig, value: tuple[str, Decisions], out: Path) -
     """What is left of one repaired shard; its books."""
     shard, decisions = value
     return write_through(out, read_shards(Path(shard)), filters(config, decisions))
+
+
+def _pieces(parts: Sequence[Part]) -> list[Piece]:
+    return [Piece(str(part.path), _content(part)) for part in parts]
 
 
 def _content(part: Part) -> list[str]:

@@ -7,6 +7,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from llm.config import Section
+from llm.data.filters.config import (
+    ClassifierConfig,
+    ContaminationConfig,
+    FluencyConfig,
+    LexiconConfig,
+    LicenceConfig,
+    PrivacyConfig,
+    TriggersConfig,
+)
 from llm.data.quality.config import (
     C4Config,
     Family,
@@ -41,6 +50,13 @@ class CleanConfig(Section):
     c4: C4Config = C4Config()
     fineweb: FineWebConfig = FineWebConfig()
     words: WordsConfig = WordsConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    licences: LicenceConfig = LicenceConfig()
+    lexicons: tuple[LexiconConfig, ...] = Field(default=(), description="lists of words, such as toxic ones")
+    classifier: ClassifierConfig | None = Field(default=None, description="tells good texts from bad ones by examples")
+    fluency: FluencyConfig | None = Field(default=None, description="a model of characters, learned from good examples")
+    triggers: TriggersConfig = TriggersConfig()
+    contamination: ContaminationConfig = ContaminationConfig()
     min_characters: int = Field(default=200, ge=1)
     max_characters: int = Field(default=1_000_000, ge=1)
     max_replacement_share: float = Field(default=0.001, ge=0, le=1, description="U+FFFD among the characters")

@@ -78,9 +78,7 @@ class ContaminationConfig(Section):
     action: Literal["off", "report", "drop", "cut"] = "drop"
     max_ngram_words: int = Field(default=13, ge=2, description="n, unless the set's items are shorter")
     min_ngram_words: int = Field(default=8, ge=2)
-    cut_characters: int = Field(
-        default=200, ge=0, description="cut: this much goes on either side of a shared run, and what is left shorter"
-    )
+    cut_characters: int = Field(default=200, ge=0, description="cut: this much goes on either side of a shared run, and less between two")
     max_cuts: int = Field(default=10, ge=1, description="cut: a text with more is dropped")
     max_documents: int | None = Field(default=None, ge=1, description="a run in more documents than this is a common phrase")
 
