@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llm.data.tokenizer import BOS, Tokenizer
+from llm.data.tokenizer import Tokenizer
 from llm.errors import DataError
 
 
@@ -49,7 +49,7 @@ def turns(messages: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:
 
 def encode(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
     """Token ids, and for each 1 if it is a target that counts."""
-    ids, mask = [BOS], [0]
+    ids, mask = [tokenizer.bos], [0]
     for turn in turns:
         said = [*tokenizer.encode(turn.content), tokenizer.end]
         answer = turn.role == "assistant"

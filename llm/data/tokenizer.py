@@ -1,102 +1,125 @@
-"""The tokenizer: SentencePiece BPE that gives back every text exactly."""
+"""The tokenizer: text ↔ ids, whichever kind of vocabulary stands behind it."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import sentencepiece
+import numpy as np
+from numpy.typing import NDArray
 
-from llm.data import rows
 from llm.data.config import TokenizeConfig
-from llm.errors import DataError, RecipeError
+from llm.data.vocabulary import library, pieces
+from llm.data.vocabulary.imported import NAMES, imported, is_json
+from llm.data.vocabulary.symbols import ASSISTANT, BOS, END, EOS, SPACE_MARK, UNKNOWN, USER
+from llm.errors import ArtifactError, DataError
 
-UNKNOWN, BOS, EOS = 0, rows.BOS, 2
-USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
-SPACE_MARK = "\u2581"  # what SentencePiece writes for a space, so a literal one must not reach it
-CHUNK_CHARACTERS = 1_000  # at most 4,000 bytes: SentencePiece skips training lines above 4,192
-
-_inside_symbols = re.compile("|".join(f"(?<=<)(?={re.escape(symbol[1:])})" for symbol in (USER, ASSISTANT, END)))
-_space_marks = re.compile(f"({SPACE_MARK}+)")
+__all__ = ["ASSISTANT", "BOS", "END", "EOS", "SPACE_MARK", "UNKNOWN", "USER", "Tokenizer", "find", "round_trip", "train"]
 
 
+class Vocabulary(Protocol):
+    """What a kind of tokenizer knows: llm/data/vocabulary/pieces.py and library.py."""
+
+    file_name: str
+    content: bytes
+    kind: str
+    vocab_size: int
+    lossless: bool  # every text comes back from its ids
+    unknown: int | None
+    bos: int | None
+    eos: int | None
+
+    def id(self, piece: str) -> int | None: ...
+
+    def piece(self, id: int) -> str: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def spelled(self, id: int) -> bytes | None: ...
+
+    def stands_for_unknown(self, id: int) -> bool: ...
+
+    def cuts(self) -> NDArray[np.bool_] | None: ...
+
+
+@dataclass(frozen=True)
 class Tokenizer:
-    """Text ↔ ids. Ids 0, 1, 2 are unknown, begin and end; the three chat tokens follow.
+    """Text ↔ ids. In a vocabulary that is learned here, ids 0, 1, 2 are unknown, begin and end; the three chat tokens follow.
 
-    Text is only ever text: a chat token or U+2581 that someone typed is spelled out in ordinary pieces, so
-    no document and no user can forge a turn. Chat tokens enter as ids (llm/data/chat.py).
+    Chat tokens enter as ids (llm/data/chat.py), never as text.
     """
 
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
-        self.processor = processor
-        self.vocab_size: int = processor.get_piece_size()
-        self.user, self.assistant, self.end = (processor.piece_to_id(symbol) for symbol in (USER, ASSISTANT, END))
-        self._space_mark_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+    vocabulary: Vocabulary
+    vocab_size: int
+    bos: int
+    eos: int
+    unknown: int | None
+    user: int
+    assistant: int
+    end: int
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """From a `tokenizer.model`, or from a folder that holds one."""
-        file = path / "tokenizer.model" if path.is_dir() else path
-        return cls(sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes()))
+        """From a `tokenizer.model` or a `tokenizer.json`, or from a folder that holds one; the first goes before the second."""
+        return cls.read(find(path).read_bytes())
+
+    @classmethod
+    def read(cls, content: bytes) -> Tokenizer:
+        """From the content of such a file.
+
+        Raises: ArtifactError if it has no tokens that begin and end a document, or none for a chat.
+        """
+        vocabulary: Vocabulary = library.Library(content) if is_json(content) else pieces.Pieces(content)
+        eos = vocabulary.eos
+        bos = eos if vocabulary.bos is None else vocabulary.bos
+        chat = [vocabulary.id(symbol) for symbol in (USER, ASSISTANT, END)]
+        user, assistant, end = (id for id in chat if id is not None) if None not in chat else (None, None, None)
+        if bos is None or eos is None or user is None or assistant is None or end is None:
+            remedy = "use a tokenizer that the stage tokenize has written; it can import this one"
+            raise ArtifactError(
+                "tokenizer lacks tokens for documents or chats", value=f"begin {bos}, end {eos}, chat {chat}", remedy=remedy
+            )
+        return cls(vocabulary, vocabulary.vocab_size, bos, eos, vocabulary.unknown, user, assistant, end)
+
+    def save(self, folder: Path) -> Path:
+        """Write its file into the folder."""
+        path = folder / self.vocabulary.file_name
+        path.write_bytes(self.vocabulary.content)
+        return path
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, without begin and end."""
-        if SPACE_MARK not in text and "<|" not in text:
-            return self.processor.encode(text)
-        return [token for part in _parts(text) for token in self._encode_part(part)]
-
-    def _encode_part(self, part: str) -> list[int]:
-        if part.startswith(SPACE_MARK):
-            return self._space_mark_ids * len(part)
-        return self.processor.encode(part)
+        return self.vocabulary.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that these ids spell; begin and end are silent."""
-        return self.processor.decode([int(token) for token in ids])
+        return self.vocabulary.decode([int(token) for token in ids])
 
     def document_ids(self, text: str) -> list[int]:
         """A document as it stands in the token stream: begin, text, end."""
-        return [BOS, *self.encode(text), EOS]
+        return [self.bos, *self.encode(text), self.eos]
+
+
+def find(path: Path) -> Path:
+    """The tokenizer's file in a folder, or the path itself if it is no folder."""
+    return next((path / name for name in NAMES if (path / name).is_file()), path / NAMES[0]) if path.is_dir() else path
 
 
 def train(texts: Iterable[str], config: TokenizeConfig) -> bytes:
-    """A SentencePiece model learned from the texts; the same texts give the same bytes.
+    """The file of the tokenizer that the recipe asks for, learned from the texts or taken over.
 
-    Identity normalisation, no dummy prefix and no removal of spaces, so that decoding gives back the text and
-    Hugging Face's LlamaTokenizer agrees; whitespace-only pieces, so that indentation is cheap. One thread,
-    since the number of threads changes the bytes of the model.
-
-    Source: BPE, https://arxiv.org/abs/1508.07909; SentencePiece, https://arxiv.org/abs/1808.06226.
-    Raises: RecipeError if the text can't fill the vocabulary, or the alphabet overflows it.
+    Raises: RecipeError if the text can't fill the vocabulary, or the imported one lacks tokens and may not grow.
     """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_chunks(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=config.vocab_size,
-            byte_fallback=True,
-            unk_id=UNKNOWN,
-            bos_id=BOS,
-            eos_id=EOS,
-            pad_id=-1,
-            user_defined_symbols=[USER, ASSISTANT, END],
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            max_sentencepiece_length=config.max_piece_characters,
-            character_coverage=config.character_coverage,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise _explained(error, config) from error
-    return model.getvalue()
+    kind = config.tokenizer.kind
+    if kind == "imported":
+        return imported(config.tokenizer)
+    if kind in pieces.KINDS:
+        return pieces.train(texts, config)
+    return library.train(texts, config)
 
 
 def round_trip(tokenizer: Tokenizer, id: str, text: str, ids: list[int]) -> None:
@@ -113,33 +136,3 @@ def round_trip(tokenizer: Tokenizer, id: str, text: str, ids: list[int]) -> None
         value=f"at character {place}, {text[place : place + 20]!r} became {decoded[place : place + 20]!r}",
         remedy="drop the document with a rule of clean, or report this as a bug",
     )
-
-
-def _parts(text: str) -> Iterator[str]:
-    """The text cut so that no part holds a whole chat token, and every run of U+2581 stands alone."""
-    for piece in _space_marks.split(text):
-        start = 0
-        for match in _inside_symbols.finditer(piece):
-            yield piece[start : match.start()]
-            start = match.start()
-        yield piece[start:]
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        text = text.replace(SPACE_MARK, "")
-        for start in range(0, len(text), CHUNK_CHARACTERS):
-            yield text[start : start + CHUNK_CHARACTERS]
-
-
-def _explained(error: RuntimeError, config: TokenizeConfig) -> RecipeError:
-    """SentencePiece's complaint in the recipe's words."""
-    message = str(error)
-    if limit := re.search(r"Please set it to a value <= (\d+)", message):
-        fact, remedy = "the vocabulary is larger than the text supports", f"set tokenize.vocab_size to {limit[1]} or less"
-    elif alphabet := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        fact = "the vocabulary is smaller than the alphabet of the text"
-        remedy = f"set tokenize.vocab_size above {alphabet[1]}, or lower tokenize.character_coverage"
-    else:
-        fact, remedy = f"SentencePiece could not learn a vocabulary ({message})", "change tokenize.vocab_size or the corpus"
-    return RecipeError(fact, value=f"tokenize.vocab_size {config.vocab_size}", remedy=remedy)

@@ -11,7 +11,7 @@ import torch
 
 from llm.artifact import write_json
 from llm.data.template import Turn, prompt_ids
-from llm.data.tokenizer import BOS, EOS, Tokenizer
+from llm.data.tokenizer import Tokenizer
 from llm.evaluate.config import EvaluateConfig
 from llm.evaluate.kneser_ney import KneserNey
 from llm.evaluate.likelihood import Stream, answer_loss, held_out, token_nats
@@ -71,10 +71,10 @@ def answers(tuned: Decoder, base: Decoder, chat: Path, *, batch_rows: int) -> di
 
 def samples(model: Decoder, tokenizer: Tokenizer, config: EvaluateConfig, *, seed: int, chat: bool) -> list[dict[str, str]]:
     """What the model writes after each fixed prompt, or answers to it."""
-    stop_ids = (EOS, tokenizer.end)
+    stop_ids = (tokenizer.eos, tokenizer.end)
     written = []
     for prompt in config.chat_prompts if chat else config.prompts:
-        ids = prompt_ids(tokenizer, [Turn("user", prompt)]) if chat else [BOS, *tokenizer.encode(prompt)]
+        ids = prompt_ids(tokenizer, [Turn("user", prompt)]) if chat else [tokenizer.bos, *tokenizer.encode(prompt)]
         text_ids = generate(model, ids, config.sample_tokens, stop_ids, config.temperature, config.top_k, seed)
         written.append({"prompt": prompt, "text": tokenizer.decode(text_ids)})
     return written

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm.artifact import write_json
+from llm.data.tokenizer import find
 from llm.errors import DataError
 from llm.export import huggingface, onnx, parity
 from llm.export.config import ExportConfig
@@ -24,7 +25,7 @@ def export(trained: Path, tokenized: Path, out: Path, config: ExportConfig, *, c
     Raises: DivergenceError if a written folder doesn't answer as the trained model does.
     """
     model = load(trained).float()
-    tokenizer_model = tokenized / "tokenizer.model"
+    tokenizer_model = find(tokenized)
     for name in ("huggingface", "onnx"):
         (out / name).mkdir()
     huggingface.write(model, tokenizer_model, out / "huggingface", card=card)

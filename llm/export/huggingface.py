@@ -14,7 +14,6 @@ import torch
 from pydantic import ValidationError
 
 from llm.artifact import write_json
-from llm.data.tokenizer import BOS, EOS
 from llm.errors import ArtifactError, RecipeError
 from llm.export.card import write_card
 from llm.export.tokenizer import read_tokenizer, write_tokenizer
@@ -56,14 +55,15 @@ def write(model: Decoder, tokenizer_model: Path, folder: Path, *, card: dict[str
 
 def write_config(model: Decoder, tokenizer_model: Path, folder: Path) -> None:
     """Write config.json and generation_config.json."""
-    ids = {"bos_token_id": BOS, "eos_token_id": stop_ids(tokenizer_model), "pad_token_id": EOS}
+    ids = special_ids(tokenizer_model)
     write_json(folder / "config.json", {**_llama_config(model), **ids})
     write_json(folder / "generation_config.json", {**ids, "do_sample": False, "max_length": model.config.max_positions})
 
 
-def stop_ids(tokenizer_model: Path) -> list[int]:
-    """Ids that end a generation: the end of a document and, in a chat, the end of an answer."""
-    return [EOS, read_tokenizer(tokenizer_model).end]
+def special_ids(tokenizer_model: Path) -> dict[str, Any]:
+    """The ids that begin and fill up a text, and those that end one: the end of a document and, in a chat, of an answer."""
+    tokenizer = read_tokenizer(tokenizer_model)
+    return {"bos_token_id": tokenizer.bos, "eos_token_id": [tokenizer.eos, tokenizer.end], "pad_token_id": tokenizer.eos}
 
 
 def _llama_config(model: Decoder) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from llm.artifact import write_json
-from llm.data.tokenizer import BOS, EOS
 from llm.errors import ArtifactError
 from llm.export.config import ExportConfig
-from llm.export.huggingface import stop_ids, write_config
+from llm.export.huggingface import special_ids, write_config
 from llm.export.tokenizer import write_tokenizer
 from llm.model.decoder import Decoder, count_parameters, head_width
 
@@ -64,7 +63,7 @@ def write(model: Decoder, tokenizer_model: Path, folder: Path, config: ExportCon
     """
     write_graph(model, folder / "model.onnx", config)
     write_config(model, tokenizer_model, folder)
-    write_json(folder / "genai_config.json", genai_config(model, stop_ids(tokenizer_model)))
+    write_json(folder / "genai_config.json", genai_config(model, special_ids(tokenizer_model)))
     write_tokenizer(tokenizer_model, folder, context_tokens=model.config.max_positions)
 
 
@@ -143,7 +142,7 @@ def _example(model: Decoder) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return (ids, mask, positions, cache), shapes
 
 
-def genai_config(model: Decoder, ends: list[int]) -> dict[str, Any]:
+def genai_config(model: Decoder, ids: dict[str, Any]) -> dict[str, Any]:
     """What onnxruntime-genai needs to open the folder.
 
     Source: https://onnxruntime.ai/docs/genai/reference/config.html.
@@ -162,7 +161,6 @@ def genai_config(model: Decoder, ends: list[int]) -> dict[str, Any]:
         "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", "position_ids": "position_ids", **cache},
         "outputs": {"logits": "logits", **present},
     }
-    ids = {"bos_token_id": BOS, "eos_token_id": ends, "pad_token_id": EOS}
     sizes = {"type": "llama", "vocab_size": model.vocab_size, "context_length": config.max_positions}
     search = {"do_sample": False, "max_length": config.max_positions, "past_present_share_buffer": False}
     return {"model": {**sizes, **ids, "decoder": decoder}, "search": search}

@@ -17,7 +17,6 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from llm.data import template
-from llm.data.tokenizer import BOS
 from llm.errors import CapacityError, DataError
 from llm.serve.engine import Chunk, Engine, Sampling
 from llm.serve.limits import Limits
@@ -133,7 +132,7 @@ def _require_model(engine: Engine, model_id: str) -> None:
 def _prompt_ids(engine: Engine, prompt: str | list[int]) -> list[int]:
     """Text begins like a document; ids are taken as they are."""
     if isinstance(prompt, str):
-        return [BOS, *engine.tokenizer.encode(prompt)]
+        return [engine.tokenizer.bos, *engine.tokenizer.encode(prompt)]
     if not prompt or not all(0 <= id < engine.facts.vocab_size for id in prompt):
         raise ApiError(400, f"token ids have to be from 0 to {engine.facts.vocab_size - 1}, and at least one", param="prompt")
     return prompt

@@ -62,7 +62,7 @@ class Engine:
         """A token as reports show it: its text, the name of a control token, or `bytes:` and half a character."""
         piece = self.pieces[id]
         if piece is None:
-            return str(self.tokenizer.processor.id_to_piece(id))
+            return self.tokenizer.vocabulary.piece(id)
         shown = piece.decode("utf-8", "replace")
         return f"bytes:\\x{piece.hex()}" if shown == "\ufffd" else shown
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, Message
-from sentencepiece import SentencePieceProcessor
 
+from llm.data.tokenizer import Tokenizer, find
 from llm.errors import ArtifactError
 
 REMEDY = "point to an `onnx` folder of export, or run export again"
@@ -36,7 +36,7 @@ def open_folder(path: Path) -> ModelFolder:
     weights from outside the folder.
     """
     folder = path / "onnx" if (path / "onnx" / "model.onnx").is_file() else path
-    for name in ("model.onnx", "config.json", "tokenizer.model"):
+    for name in ("model.onnx", "config.json", find(folder).name):
         if not (folder / name).is_file():
             raise ArtifactError("no model to serve", value=f"{folder} has no {name}", remedy=REMEDY)
     facts = _read_facts(folder)
@@ -62,9 +62,9 @@ def _read_facts(folder: Path) -> ModelFolder:
 
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
     try:
-        pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
-    except (OSError, RuntimeError) as error:
-        raise ArtifactError("tokenizer can't be read", value=folder / "tokenizer.model", remedy=REMEDY) from error
+        pieces = Tokenizer.load(folder).vocab_size
+    except (OSError, RuntimeError, ValueError, ArtifactError) as error:
+        raise ArtifactError("tokenizer can't be read", value=find(folder), remedy=REMEDY) from error
     if pieces != vocab_size:
         raise ArtifactError("tokenizer and model disagree", value=f"{pieces} pieces, {vocab_size} embeddings", remedy=REMEDY)
 

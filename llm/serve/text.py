@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import codecs
 
-from llm.data.tokenizer import SPACE_MARK, Tokenizer
+from llm.data.tokenizer import Tokenizer
 
 
 def piece_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
     """The UTF-8 bytes that each id stands for; None for ids that are no text."""
-    processor = tokenizer.processor
-    chat = {tokenizer.user, tokenizer.assistant, tokenizer.end}
-
-    def spelled(id: int) -> bytes | None:
-        if id in chat or processor.is_control(id) or processor.is_unknown(id):
-            return None
-        piece = processor.id_to_piece(id)
-        return bytes([int(piece[3:5], 16)]) if processor.is_byte(id) else piece.replace(SPACE_MARK, " ").encode()
-
-    return [spelled(id) for id in range(tokenizer.vocab_size)]
+    return [tokenizer.vocabulary.spelled(id) for id in range(tokenizer.vocab_size)]
 
 
 class TextStream:

@@ -48,7 +48,7 @@ def test_the_template_in_tokens(tokenizer: Tokenizer) -> None:
         [{"role": role, "content": content} for role, content in (("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"))]
     )
     ids, mask = encode(tokenizer, said[:2])
-    assert [tokenizer.processor.id_to_piece(token) for token in ids if token < 6] == ["<s>", USER, END, ASSISTANT, END]
+    assert [tokenizer.vocabulary.piece(token) for token in ids if token < 6] == ["<s>", USER, END, ASSISTANT, END]
     assert tokenizer.decode(ids) == f"{USER}S\n\nQ{END}{ASSISTANT}A{END}"
     assert tokenizer.decode([token for token, counts in zip(ids, mask, strict=True) if counts]) == f"A{END}"
     prompt = prompt_ids(tokenizer, said)

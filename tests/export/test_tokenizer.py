@@ -74,25 +74,40 @@ def test_the_chat_template_gives_the_ids_of_training(exported: Any, theirs: Any)
     assert without_system == template.encode(exported.tokenizer, template.turns(messages[1:3]))[0]
 
 
-@pytest.mark.parametrize("wrong", [{"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True}, {"model_type": "unigram"}])
-def test_a_tokenizer_that_cannot_be_said_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def a_model(path: Path, **given: Any) -> Path:
+    """A SentencePiece model with other settings than ours."""
     right = {"model_type": "bpe", "normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
-    chat = ["<|user|>", "<|assistant|>", "<|end|>"]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["some text with words, some words with text"] * 20),
-        model_prefix=str(tmp_path / "tokenizer"),
+        model_prefix=str(path / "tokenizer"),
         vocab_size=300,
         byte_fallback=True,
         pad_id=-1,
-        user_defined_symbols=chat,
+        user_defined_symbols=["<|user|>", "<|assistant|>", "<|end|>"],
         minloglevel=2,
         hard_vocab_limit=False,
-        **(right | wrong),
+        **(right | given),
     )
-    out = tmp_path / "out"
-    out.mkdir()
+    (path / "out").mkdir()
+    return path / "tokenizer.model"
+
+
+@pytest.mark.parametrize("other", [{"add_dummy_prefix": True}, {"model_type": "unigram"}, {"model_type": "char"}])
+def test_other_kinds_travel_too(tmp_path: Path, other: dict[str, Any]) -> None:
+    file = a_model(tmp_path, **other)
+    write_tokenizer(file, tmp_path / "out", context_tokens=8)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    for text in TEXTS[1:9]:
+        ids = pieces.encode(text)
+        assert theirs(text, add_special_tokens=False).input_ids == ids
+        assert theirs.decode(ids) == pieces.decode(ids) == text
+
+
+def test_a_tokenizer_that_cannot_be_said_is_refused(tmp_path: Path) -> None:
+    file = a_model(tmp_path, normalization_rule_name="nmt_nfkc")
     with pytest.raises(ArtifactError, match=r"tokenizer can't be exported.*identity normalisation"):
-        write_tokenizer(tmp_path / "tokenizer.model", out, context_tokens=8)
+        write_tokenizer(file, tmp_path / "out", context_tokens=8)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
