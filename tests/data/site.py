@@ -18,7 +18,7 @@ from types import TracebackType
 
 Reply = Callable[[BaseHTTPRequestHandler], None]
 LAST_MODIFIED = formatdate(1_700_000_000, usegmt=True)
-DEBIAN_PACKAGE = "python3.11-doc"
+DEBIAN_DOCUMENTATION = ("python3-doc", "postgresql-doc", "python-django-doc")
 
 
 @dataclass
@@ -224,14 +224,21 @@ def _documented() -> list[str]:
     return sorted(fine, key=lambda name: (hashlib.sha256(name.partition(".")[0].encode()).digest(), name))
 
 
-def write_python_docs(folder: Path) -> Path:
-    """Debian's HTML documentation of Python, fetched by apt and unpacked; its root.
+def write_debian_docs(folder: Path) -> Path:
+    """Documentation that Debian packages ship as HTML, fetched by apt and unpacked: a folder with one per package.
 
-    Raises: subprocess.CalledProcessError if the package can't be had.
+    Raises: subprocess.CalledProcessError if apt can't get it.
     """
     folder.mkdir()
-    command = ["apt-get", "download", DEBIAN_PACKAGE]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
-    (package,) = folder.glob("*.deb")
-    subprocess.run(["dpkg", "-x", package.name, "."], cwd=folder, check=True, capture_output=True, timeout=300)
-    return folder / "usr/share/doc/python3.11/html"
+    packages = [package for name in DEBIAN_DOCUMENTATION for package in (name, *_depended_on(name)) if "-doc" in package]
+    subprocess.run(["apt-get", "download", *packages], cwd=folder, check=True, capture_output=True, timeout=300)
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package.name, "."], cwd=folder, check=True, capture_output=True, timeout=300)
+    return folder / "usr/share/doc"
+
+
+def _depended_on(package: str) -> list[str]:
+    """Packages that a package needs: a documentation without a version in its name needs the one of today's version."""
+    command = ["apt-cache", "depends", "--important", package]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    return [line.partition("Depends: ")[2] for line in lines if "Depends: " in line and "<" not in line]

@@ -87,7 +87,7 @@ def test_only_what_the_recipe_wants_is_asked_for(site: Site, tmp_path: Path) -> 
 
 def test_hosts_may_be_named(site: Site, tmp_path: Path) -> None:
     site.replies |= {"/": html(f"http://localhost:{site.port}/b"), "/b": html(text="b")}
-    source = source_of(site, hosts=["127.0.0.1", "local*"], allow_networks=["127.0.0.0/8", "::1/128"])
+    source = source_of(site, hosts=["127.0.0.1:*", "local*"], allow_networks=["127.0.0.0/8", "::1/128"])
     assert set(crawled(source, tmp_path)[0]) == {"/", "/b"}
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm.data.sources.crawl.urls import canonical, in_scope, origin
+from llm.data.sources.crawl.urls import Scope, canonical, origin
 from tests.data.crawl.conftest import CrawlSource
 
 BASE = "http://a/b/c/d;p?q"
@@ -81,12 +81,15 @@ def test_parameters_are_dropped_by_pattern() -> None:
 
 
 def test_scope_is_hosts_and_patterns() -> None:
-    source = CrawlSource(seeds=["https://Example.org:8443/"], include=["/docs/"], exclude=["old"])
-    assert in_scope(source, "http://example.org/docs/a")
-    assert not in_scope(source, "http://example.org/blog/")
-    assert not in_scope(source, "http://example.org/docs/old")
-    assert not in_scope(source, "http://www.example.org/docs/a")
-    anywhere = source.model_copy(update={"hosts": ("*.example.org",)})
-    assert in_scope(anywhere, "http://www.example.org/docs/a")
-    assert not in_scope(anywhere, "http://example.org.evil.test/docs/a")
+    source = CrawlSource(seeds=["https://Example.org:443/"], include=["/docs/"], exclude=["old"])
+    scope = Scope.of(source)
+    assert "http://example.org/docs/a" in scope
+    assert "http://example.org:8080/docs/a" not in scope
+    assert "http://example.org/blog/" not in scope
+    assert "http://example.org/docs/old" not in scope
+    assert "http://www.example.org/docs/a" not in scope
+    wider = Scope.of(source.model_copy(update={"hosts": ("*.Example.org", "localhost:*")}))
+    assert "http://www.example.org/docs/a" in wider
+    assert "http://localhost:8080/docs/a" in wider
+    assert "http://example.org.evil.test/docs/a" not in wider
     assert origin("https://example.org:8443/a/b") == "https://example.org:8443"

@@ -28,7 +28,9 @@ class CrawlSource(Section):
     domain: str = "web"
     license: str = Field(default="", description="of everything on these sites")
 
-    hosts: tuple[str, ...] = Field(default=(), description="hosts to stay on, such as *.example.org; empty: those of seeds and sitemaps")
+    hosts: tuple[str, ...] = Field(
+        default=(), description="where to stay, such as *.example.org or localhost:8000; empty: hosts of seeds and sitemaps"
+    )
     include: tuple[str, ...] = Field(default=(), description="regular expressions; a URL must match one of them; empty: any URL")
     exclude: tuple[str, ...] = Field(default=(NO_TEXT,), description="regular expressions; a URL that matches one is left out")
     drop_parameters: tuple[str, ...] = Field(default=(), description="parameters of queries to ignore, such as utm_*")

@@ -17,7 +17,7 @@ from llm.data.sources.crawl.fetch import Answer, Fetcher, Kind
 from llm.data.sources.crawl.pages import CONTENT_TYPES, HTML, links, media_type, page_text
 from llm.data.sources.crawl.robots import Robots, Rules
 from llm.data.sources.crawl.sitemaps import sitemap_pages
-from llm.data.sources.crawl.urls import canonical, hostname, in_scope, on_hosts, origin
+from llm.data.sources.crawl.urls import Scope, canonical, hostname, origin
 from llm.data.sources.crawl.web import MAX_REDIRECTS, Web
 from llm.data.sources.limits import Refused
 
@@ -45,6 +45,7 @@ class Frontier:
     failed_sitemaps: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.scope = Scope.of(self.source)
         self.robots = Robots(self.web)
         self.page = Kind("page", self.source.max_page_bytes, CONTENT_TYPES)
 
@@ -55,8 +56,8 @@ class Frontier:
         if self.source.robots_sitemaps:
             for place in sorted({origin(url) for url in seeds}):
                 rules = await self.robots.rules(place + "/")
-                sitemaps |= {url for url in self._canonical(rules.file.sitemaps) if on_hosts(self.source, url)}
-        pages, self.failed_sitemaps = await sitemap_pages(self.web, self.robots, sitemaps)
+                sitemaps |= {url for url in self._canonical(rules.file.sitemaps) if self.scope.on_hosts(url)}
+        pages, self.failed_sitemaps = await sitemap_pages(self.web, self.robots, self.scope, sitemaps)
         return seeds | pages
 
     async def visit_level(self, level: set[str], *, named: bool) -> set[str]:
@@ -66,7 +67,7 @@ class Frontier:
         """
         next_level: set[str] = set()
         for _ in range(MAX_REDIRECTS + 1):
-            rules = await self._rules(url for url in level if url not in self.found and in_scope(self.source, url))
+            rules = await self._rules(url for url in level if url not in self.found and url in self.scope)
             wanted = sorted(url for url in rules if named or rules[url].refusal(url) != "robots_disallowed")
             chosen = wanted[: self.source.max_pages - len(self.found)]
             self.found |= {url: rules[url].refusal(url) for url in chosen}
@@ -78,7 +79,7 @@ class Frontier:
     def outcomes(self) -> dict[str, str]:
         """Every URL with a page or a reason."""
         pages = {url: reason for url, reason in self.found.items() if url not in self.redirects}
-        return pages | {url: reason for url in self.redirects if (reason := self._dead_end(url))} | self.failed_sitemaps
+        return self.failed_sitemaps | pages | {url: reason for url in self.redirects if (reason := self._dead_end(url))}
 
     async def _rules(self, urls: Iterable[str]) -> dict[str, Rules]:
         """The rules for each URL; origins are asked side by side."""

@@ -13,7 +13,7 @@ from lxml import etree  # type: ignore[import-untyped]
 from llm.data.sources.crawl.fetch import Kind
 from llm.data.sources.crawl.inflate import GZIP_MAGIC, Inflater
 from llm.data.sources.crawl.robots import Robots
-from llm.data.sources.crawl.urls import canonical, on_hosts
+from llm.data.sources.crawl.urls import Scope, canonical
 from llm.data.sources.crawl.web import Web
 from llm.data.sources.limits import Refused
 
@@ -21,7 +21,7 @@ SITEMAP = Kind("sitemap", max_bytes=50 * 2**20)
 MAX_SITEMAPS = 1_000
 
 
-async def sitemap_pages(web: Web, robots: Robots, sitemaps: Iterable[str]) -> tuple[set[str], dict[str, str]]:
+async def sitemap_pages(web: Web, robots: Robots, scope: Scope, sitemaps: Iterable[str]) -> tuple[set[str], dict[str, str]]:
     """Canonical URLs of the pages that these sitemaps and those inside them name; why a sitemap could not be used, by its URL."""
     pages: set[str] = set()
     failed: dict[str, str] = {}
@@ -40,7 +40,7 @@ async def sitemap_pages(web: Web, robots: Robots, sitemaps: Iterable[str]) -> tu
             failed[url] = error.reason
             continue
         source = web.fetcher.source
-        found = {each for name in inside if (each := canonical(name, url)) and on_hosts(source, each)}
+        found = {each for name in inside if (each := canonical(name, url)) and scope.on_hosts(each)}
         waiting.extend(sorted(found - seen - set(waiting)))
         pages |= {each for name in named if (each := canonical(name, url, source.drop_parameters))}
     return pages, failed

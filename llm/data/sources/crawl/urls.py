@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from ipaddress import IPv6Address
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
@@ -55,16 +56,27 @@ def origin(url: str) -> str:
     return url[: url.index("/", url.index("//") + 2)]
 
 
-def on_hosts(source: CrawlSource, url: str) -> bool:
-    """Whether the crawl stays on this URL's host."""
-    patterns = source.hosts or [urlsplit(seed).hostname or "" for seed in (*source.seeds, *source.sitemaps)]
-    return any(fnmatchcase(hostname(url), pattern.lower()) for pattern in patterns)
+@dataclass(frozen=True)
+class Scope:
+    """Which URLs the recipe wants."""
 
+    hosts: tuple[str, ...]
+    include: tuple[re.Pattern[str], ...]
+    exclude: tuple[re.Pattern[str], ...]
 
-def in_scope(source: CrawlSource, url: str) -> bool:
-    """Whether the recipe wants this URL."""
-    included = not source.include or any(re.search(pattern, url) for pattern in source.include)
-    return included and on_hosts(source, url) and not any(re.search(pattern, url) for pattern in source.exclude)
+    @classmethod
+    def of(cls, source: CrawlSource) -> Scope:
+        begin = filter(None, map(canonical, (*source.seeds, *source.sitemaps)))
+        hosts = tuple(host.lower() for host in source.hosts) or tuple(sorted({urlsplit(url).netloc for url in begin}))
+        return cls(hosts, tuple(map(re.compile, source.include)), tuple(map(re.compile, source.exclude)))
+
+    def on_hosts(self, url: str) -> bool:
+        """Whether the crawl stays where it may be; a port that is not the scheme's belongs to the host."""
+        return any(fnmatchcase(urlsplit(url).netloc, host) for host in self.hosts)
+
+    def __contains__(self, url: str) -> bool:
+        included = not self.include or any(pattern.search(url) for pattern in self.include)
+        return included and self.on_hosts(url) and not any(pattern.search(url) for pattern in self.exclude)
 
 
 def _host(name: str) -> str:
