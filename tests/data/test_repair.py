@@ -56,6 +56,11 @@ def test_pages_beyond_the_limits_are_dropped_unread() -> None:
     assert page("<p>" + "x" * 100_000_000) == ("", "page_too_large")
 
 
+def test_a_highlighted_program_does_not_make_a_page_too_large() -> None:
+    plain = page(article(PARAGRAPH * 3))
+    assert page(article(PARAGRAPH * 3).replace("the", "<span class='k'>the</span>"), max_page_tags=20) == plain
+
+
 def test_long_tags_lose_their_attributes_and_nothing_else() -> None:
     picture = f"<img alt='x' src='data:image/png;base64,{'A' * 90_000}'>"
     plain, reason = page(article(PARAGRAPH))

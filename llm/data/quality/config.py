@@ -50,7 +50,7 @@ class RepairConfig(Section):
 
     unicode: Literal["NFC", "NFKC"] = Field(default="NFC", description="NFKC also unifies what only looks different: ligatures, widths")
     max_page_characters: int = Field(default=5_000_000, ge=1, description="html: a longer page is dropped unread")
-    max_page_tags: int = Field(default=80_000, ge=1, description="html: a page with more is dropped unread")
+    max_page_tags: int = Field(default=20_000, ge=1, description="html: a page with more, besides spans, is dropped unread")
 
 
 class LanguageConfig(Section):
