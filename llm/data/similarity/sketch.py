@@ -16,7 +16,7 @@ from llm.data.hashing import GOLDEN, mix
 from llm.data.similarity.words import Words, words
 
 RECALL = 0.99
-BLOCK_BYTES = 1 << 20  # of text at a time: what is made of it stays in the cache
+BLOCK_BYTES = 1 << 19  # of text at a time: what is made of it stays in the cache
 EMPTY = np.uint32(2**32 - 1)
 
 _prime = np.uint64(0x100000001B3)
@@ -81,16 +81,16 @@ def signatures(shingles: NDArray[np.uint32], counts: NDArray[np.int64], permutat
     Source: one permutation hashing, Li, Owen & Zhang 2012, https://arxiv.org/abs/1208.1259; where an empty bin borrows,
     Shrivastava 2017, Optimal densification for fast and accurate minwise hashing, https://arxiv.org/abs/1703.04664.
     """
-    bins = (shingles * np.uint64(permutations) >> _half).astype(np.int64)
-    cells = np.repeat(np.arange(len(counts)) * permutations, counts) + bins
-    firsts = np.append(True, cells[1:] != cells[:-1])[: len(cells)]  # shingles are sorted
+    bins = shingles * np.uint64(permutations) >> _half
+    cells = np.repeat(np.arange(len(counts), dtype=np.uint64) * np.uint64(permutations), counts) + bins
+    firsts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1])[: len(cells)])  # shingles are sorted
     sparse = np.full(len(counts) * permutations, EMPTY)
-    sparse[cells[firsts]] = shingles[firsts]
+    sparse[cells[firsts].view(np.int64)] = shingles[firsts]
     dense = sparse.copy()
     waiting = np.flatnonzero((sparse == EMPTY) & np.repeat(counts > 0, permutations))
-    for attempt in range(permutations):
-        rows, bins = np.divmod(waiting, permutations)
-        dense[waiting] = sparse[rows * permutations + _lenders(permutations)[bins, attempt]]
+    for lenders in _lenders(permutations):
+        own = waiting % permutations
+        dense[waiting] = sparse[waiting - own + lenders[own]]
         waiting = waiting[dense[waiting] == EMPTY]
         if not waiting.size:
             break
@@ -168,5 +168,9 @@ def _short_runs(words: Words, short: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 @functools.cache
 def _lenders(permutations: int) -> NDArray[np.int64]:
-    """For each bin all bins in an order of its own: whom it asks for a value."""
-    return np.argsort(mix(np.arange(permutations**2, dtype=np.uint64)).reshape(permutations, permutations), axis=1)
+    """For each bin all bins in an order of its own: whom it asks first, second and so on.
+
+    Shapes: -> (attempts, permutations)
+    """
+    orders = np.argsort(mix(np.arange(permutations**2, dtype=np.uint64)).reshape(permutations, permutations), axis=1)
+    return np.ascontiguousarray(orders.T)

@@ -46,13 +46,12 @@ def words(texts: pa.Array) -> Words:
     """
     data, offsets = bytes_of(pc.utf8_lower(texts))
     kinds = _kinds(data)
-    begins = kinds == _MARK
-    begins[1:] |= (kinds[1:] == _WORD) & (kinds[:-1] != _WORD)
-    firsts = offsets[:-1][np.diff(offsets) > 0]
-    begins[firsts] = kinds[firsts] != _BLANK
-    filled = np.append(kinds, np.uint8(_BLANK)) != _BLANK
-    ends = filled[:-1] & (np.append(begins[1:], True) | ~filled[1:])
-    starts, lengths = _cut(np.flatnonzero(begins), np.flatnonzero(ends) + 1)
+    borders = kinds == _MARK  # where a word, a mark or a run of blanks begins
+    borders[1:] |= (kinds[1:] != kinds[:-1]) & (kinds[1:] != _TAIL)
+    borders[offsets[:-1][np.diff(offsets) > 0]] = True
+    places = np.flatnonzero(borders)
+    filled = kinds[places] != _BLANK
+    starts, lengths = _cut(places[filled], np.append(places[1:], len(data))[: len(places)][filled])
     return Words(hashes(data, starts, lengths), np.searchsorted(starts, offsets))
 
 
@@ -82,6 +81,8 @@ def bytes_of(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def _kinds(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What each byte is: a blank, part of a word, a mark (a character that stands alone), or the rest of such a character."""
     kinds = np.frombuffer(bytearray(data).translate(_KINDS), np.uint8)
+    if not data.size or data.max() < 0x80:
+        return kinds
     for lead, seconds in _leads_by_second.items():
         at = np.flatnonzero(data == lead)
         kinds[at[np.isin(data[at + 1], list(seconds))]] = _LEAD
