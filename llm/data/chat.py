@@ -153,9 +153,11 @@ def _write(out: Path, split: str, tokenizer: Tokenizer, conversations: list[Conv
     ids, mask = [np.array(each) for each, _ in coded], [np.array(each) for _, each in coded]
     row_tokens, lengths = facts["row_tokens"], np.array([len(each) for each in ids])
     pieces = best_fit(lengths, row_tokens) if split == "train" else alone(lengths, row_tokens)
-    write_tokens(out / f"{split}.tokens", pieces, row_tokens, facts["dtype"], lambda number, start, end: ids[number][start:end])
+    write_tokens(
+        out / f"{split}.tokens", pieces, row_tokens, facts["dtype"], tokenizer.eos, lambda number, start, end: ids[number][start:end]
+    )
     write_mask(out / f"{split}.mask", pieces, row_tokens, lambda number, start, end: mask[number][start:end])
-    (out / f"{split}.borders").write_bytes(np.sort(pieces.places).astype("<i8").tobytes())
+    (out / f"{split}.borders").write_bytes(pieces.borders().astype("<i8").tobytes())
     write_json_lines(out / f"pairs-{split}.jsonl", map(asdict, conversations))
     tokens = pieces.rows * row_tokens + 1
     return {"rows": pieces.rows, "tokens": tokens, "documents": len(ids), "answer_tokens": int(sum(each.sum() for each in mask))}

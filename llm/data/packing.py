@@ -10,8 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.data.tokenizer import EOS
-
 Packing = Literal["concatenate", "best_fit"]
 Numbers = NDArray[np.int64]
 Read = Callable[[int, int, int], NDArray[Any]]  # a document's tokens, or their mask, from a first to before a last one
@@ -37,6 +35,11 @@ class Pieces:
         ends, place_ends = self.starts + self.lengths, self.places + self.lengths
         same = (self.documents[1:] == self.documents[:-1]) & (self.starts[1:] == ends[:-1]) & (self.places[1:] == place_ends[:-1])
         return np.concatenate((np.zeros(min(1, len(ends)), bool), same))
+
+    def borders(self) -> Numbers:
+        """Where each document begins in the stream, in the order of the documents."""
+        begin = self.starts == 0
+        return self.places[begin][np.argsort(self.documents[begin])]
 
     def cut_documents(self, row_tokens: int) -> int:
         """Documents that no row holds whole."""
@@ -140,10 +143,10 @@ def by_group(packing: Packing, lengths: Numbers, groups: Numbers, row_tokens: in
     return Pieces(documents_P, starts_P, sizes_P, places_P, int(firsts[-1]))
 
 
-def write_tokens(path: Path, pieces: Pieces, row_tokens: int, dtype: str, read: Read) -> None:
-    """The stream, with EOS where no piece stands, and one behind packed rows as the last row's last target."""
+def write_tokens(path: Path, pieces: Pieces, row_tokens: int, dtype: str, eos: int, read: Read) -> None:
+    """The stream, with `eos` where no piece stands, and one behind packed rows as the last row's last target."""
     _write(
-        path, pieces, row_tokens, np.array(EOS, dtype).tobytes(), lambda document, start, end, _: read(document, start, end).astype(dtype)
+        path, pieces, row_tokens, np.array(eos, dtype).tobytes(), lambda document, start, end, _: read(document, start, end).astype(dtype)
     )
 
 

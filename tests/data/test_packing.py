@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llm.data.packing import Packing, Pieces, alone, best_fit, by_group, concatenated, write_mask, write_tokens
 from llm.data.rows import BOS, IGNORED, Rows
-from llm.data.tokenizer import EOS
 
+EOS = 2
 LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=60).map(np.array)
 ROW_TOKENS = st.integers(2, 40)
 
@@ -26,7 +26,7 @@ def documents_of(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def written(pieces: Pieces, documents: list[np.ndarray], row_tokens: int, folder: Path, *, masked: bool = True) -> Rows:
-    write_tokens(folder / "tokens", pieces, row_tokens, "<u4", lambda document, start, end: documents[document][start:end])
+    write_tokens(folder / "tokens", pieces, row_tokens, "<u4", EOS, lambda document, start, end: documents[document][start:end])
     mask = None
     if masked:
         write_mask(folder / "mask", pieces, row_tokens)
