@@ -69,7 +69,7 @@ def tar_members(file: Opened, wanted: Wanted) -> Members:
                 yield _forward(member, stream)
             elif member is not None:
                 yield Quarantined(member.id, "unsafe_member") if isinstance(member, Opened) else member
-        if file.stream.read(BUFFER_BYTES).strip(b"\0"):
+        if cast(BinaryIO, archive.fileobj).read(BUFFER_BYTES).strip(b"\0"):
             raise tarfile.ReadError("something after the end")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+import zstandard
 
 from llm.data.document import Document, Quarantined
 from llm.data.sources.archives import ARCHIVES, Members, Wanted, tar_members, zip_members
@@ -22,7 +23,8 @@ from llm.data.sources.tables import arrow, comma_separated, json_lines, parquet,
 
 # What the parsers of damaged bytes raise.
 DAMAGE: tuple[type[Exception], ...] = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-DAMAGE += (csv.Error, lzma.LZMAError, pa.ArrowException, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+DAMAGE += (csv.Error, lzma.LZMAError, pa.ArrowException, struct.error, tarfile.TarError)
+DAMAGE += (zipfile.BadZipFile, zlib.error, zstandard.ZstdError)
 
 
 def read_file(file: Opened) -> Found:

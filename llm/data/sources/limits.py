@@ -61,7 +61,7 @@ class Budget:
 class Metered(io.RawIOBase):
     """The bytes of a decoder, paid for from the budget."""
 
-    def __init__(self, decoder: BinaryIO, budget: Budget) -> None:
+    def __init__(self, decoder: io.RawIOBase | BinaryIO, budget: Budget) -> None:
         super().__init__()
         self._decoder, self._budget = decoder, budget
 
@@ -69,7 +69,7 @@ class Metered(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._decoder.read(min(len(buffer), CHUNK_BYTES))
+        data = self._decoder.read(min(len(buffer), CHUNK_BYTES)) or b""
         self._budget.spend(len(data))
         buffer[: len(data)] = data
         return len(data)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import fsspec
+from fsspec.registry import known_implementations
 
 from llm.data.hashing import fingerprints
 from llm.errors import DependencyError, RecipeError, SourceError
@@ -99,7 +100,7 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        driver = fsspec.registry.known_implementations.get(protocol, {}).get("err", str(error))
+        driver = known_implementations.get(protocol, {}).get("err", str(error))
         raise DependencyError("the driver of a storage is missing", value=f"{protocol}://", remedy=driver) from error
     except ValueError as error:
         raise RecipeError("unknown storage", value=f"{protocol}://", remedy="set collect.sources.path to a path or a URL") from error

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import signal
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm.artifact import canonical
+from llm.data.document import Document, Quarantined
+from llm.data.sources import files
+from llm.data.sources.config import FilesSource, Limits
+from llm.data.sources.isolation import ReaderProcess
+from llm.errors import DependencyError, RecipeError, SourceError
+
+
+def found(source: FilesSource) -> tuple[dict[str, Document], dict[str, str]]:
+    """What a source holds, by id: documents, and reasons of what can't be read."""
+    everything = [each for piece in files.pieces(source, Path()) for each in files.read(source, piece.value)]
+    documents = {each.id: each for each in everything if isinstance(each, Document)}
+    quarantined = {each.id: each.reason for each in everything if isinstance(each, Quarantined)}
+    assert len(documents) + len(quarantined) == len(everything)
+    return documents, quarantined
+
+
+def write_corpus(folder: Path) -> FilesSource:
+    """A few files, some of which only a process of its own reads."""
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_text("first")
+    (folder / "deep" / "b.md.gz").write_bytes(gzip.compress(b"second"))
+    pq.write_table(pa.table({"text": ["third"], "created": [datetime(2026, 1, 31, tzinfo=UTC)], "license": ["MIT"]}), folder / "c.parquet")
+    with zipfile.ZipFile(folder / "d.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo("x/fourth.py", (2024, 2, 29, 12, 30, 0)), "4")
+    return FilesSource(path=str(folder))
+
+
+def test_a_remote_folder_holds_the_same_documents_as_a_local_one(tmp_path: Path) -> None:
+    local = write_corpus(tmp_path / "corpus")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "corpus"), "/bucket/corpus", recursive=True)
+    remote = FilesSource(path="memory://bucket/corpus")
+    assert found(remote) == found(local)
+    documents, quarantined = found(local)
+    assert not quarantined
+    assert {id: document.text for id, document in documents.items()} == {
+        "files:corpus/a.txt": "first",
+        "files:corpus/deep/b.md.gz": "second",
+        "files:corpus/c.parquet#0": "third",
+        "files:corpus/d.zip!x/fourth.py": "4",
+    }
+    third, fourth = documents["files:corpus/c.parquet#0"], documents["files:corpus/d.zip!x/fourth.py"]
+    assert (third.created, third.license, third.meta) == ("2026-01-31T00:00:00+00:00", "MIT", {"path": "corpus/c.parquet"})
+    assert (fourth.created, fourth.language) == ("2024-02-29T12:30:00", "python")
+    before = canonical(files.snapshot(remote))
+    assert canonical(files.snapshot(remote)) == before
+    memory.pipe("/bucket/corpus/a.txt", b"FIRST")
+    assert canonical(files.snapshot(remote)) != before
+    single = found(FilesSource(path="memory://bucket/corpus/a.txt"))[0]
+    assert {id: document.text for id, document in single.items()} == {"files:a.txt": "FIRST"}
+    memory.rm("/bucket", recursive=True)
+
+
+def test_a_storage_that_cannot_be_reached_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no such file or folder: memory://nothing") as gone:
+        files.snapshot(FilesSource(path="memory://nothing"))
+    assert not gone.value.transient
+    with pytest.raises(RecipeError, match="unknown storage: nowhere://"):
+        files.snapshot(FilesSource(path="nowhere://bucket"))
+    with pytest.raises(DependencyError, match=r"driver of a storage is missing: gcs://.*gcsfs"):
+        files.snapshot(FilesSource(path="gcs://bucket"))
+
+
+def test_a_file_that_may_not_be_read_stops_the_reading_for_another_try(tmp_path: Path) -> None:
+    source = write_corpus(tmp_path / "corpus")
+    (piece,) = files.pieces(source, tmp_path)
+    (tmp_path / "corpus" / "c.parquet").unlink()
+    with pytest.raises(SourceError, match=r"no such file or folder: corpus/c\.parquet"):
+        list(files.read(source, piece.value))
+
+
+RUSSIAN = "Это обычный русский текст, который нужно прочитать правильно, чтобы не испортить данные. "
+JAPANESE = "これは日本語の文章です。文字コードを正しく判定する必要があります。東京は日本の首都です。"
+FRENCH = "Les élèves français étaient déjà à l'école où la maîtresse préparait la fête de Noël. "
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        *[(FRENCH + JAPANESE, encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")],
+        (FRENCH, "cp1252"),
+        (RUSSIAN, "cp1251"),
+        (RUSSIAN, "koi8-r"),
+        (JAPANESE, "shift_jis"),
+        (JAPANESE, "euc_jp"),
+        ("这是一个中文文本，需要正确检测编码。北京是中国的首都，人口众多。", "gb18030"),
+        ("이것은 한국어 텍스트입니다. 인코딩을 올바르게 감지해야 합니다. ", "euc_kr"),
+    ],
+)
+def test_encodings_are_found_out(tmp_path: Path, text: str, encoding: str) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes((text * 4).encode(encoding))
+    (folder / "b.csv").write_bytes(f'number,text\n1,"{text * 4}"\n'.encode(encoding))
+    documents, quarantined = found(FilesSource(path=str(folder)))
+    assert not quarantined
+    assert [document.text for document in documents.values()] == [text * 4, text * 4]
+
+
+def test_an_encoding_that_nothing_speaks_for_is_undecodable(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "short.txt").write_bytes("café".encode("latin-1"))
+    (folder / "damaged.txt").write_bytes((FRENCH * 4).encode()[:-30] + b"\xc3" + b" " * 20)
+    (folder / "noise.txt").write_bytes(bytes(range(1, 256)) * 40)
+    (folder / "cut.txt").write_bytes("text".encode("utf-16")[:-1])
+    assert found(FilesSource(path=str(folder))) == (
+        {},
+        dict.fromkeys((f"files:corpus/{path.name}" for path in folder.iterdir()), "undecodable"),
+    )
+    (folder / "french.txt").write_bytes(FRENCH.encode("cp1252"))
+    assert "files:corpus/french.txt" in found(FilesSource(path=str(folder), min_encoding_confidence=0.2))[0]
+    assert "files:corpus/french.txt" in found(FilesSource(path=str(folder), min_encoding_confidence=0.9))[1]
+
+
+def test_a_page_says_its_encoding(tmp_path: Path) -> None:
+    page = '<html><head><meta charset="iso-8859-1"></head><body>“café” – naïve</body></html>'  # which browsers read as cp1252
+    (tmp_path / "page.html").write_bytes(page.encode("cp1252"))
+    assert [document.text for document in found(FilesSource(path=str(tmp_path / "page.html")))[0].values()] == [page]
+
+
+def test_rows_of_csv_are_what_the_standard_library_reads(tmp_path: Path) -> None:
+    rows = [
+        {"text": 'say "hello",\nthen go', "url": "https://a.test/"},
+        {"text": "plain", "url": ""},
+        {"text": " blank edges ", "url": "x"},
+    ]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["url", "text"])
+        writer.writeheader()
+        writer.writerows(rows)
+    with (tmp_path / "table.csv").open("ab") as file:
+        file.write(b'too,many,fields\n"half \n\n\xff,bytes\n')
+    documents, quarantined = found(FilesSource(path=str(tmp_path / "table.csv")))
+    with (tmp_path / "table.csv").open(newline="", errors="replace") as file:
+        expected = [row for _, row in zip(rows, csv.DictReader(file), strict=False)]
+    assert [{"text": each.text, "url": each.url} for each in documents.values()] == rows == expected
+    assert list(quarantined.values()) == ["corrupt_record", "corrupt_record"]
+
+
+def test_a_record_brings_its_own_facts_and_cannot_break_the_writing_of_them(tmp_path: Path) -> None:
+    records = [{"text": "a", "domain": "law", "language": "de", "created": "2020", "url": 7}, {"text": "b", "url": "\ud800"}, {"text": "c"}]
+    (tmp_path / "table.jsonl").write_text("\n\n".join(map(json.dumps, records)))
+    documents, quarantined = found(FilesSource(path=str(tmp_path / "table.jsonl"), domain="web"))
+    first, third = documents.values()
+    assert (first.domain, first.language, first.created, first.url) == ("law", "de", "2020", "")
+    assert (third.domain, third.id) == ("web", "files:table.jsonl#4")
+    assert quarantined == {"files:table.jsonl#2": "lone_surrogate"}
+
+
+def test_archives_in_archives_and_second_members_of_a_name_are_refused(tmp_path: Path) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("a.txt", "hidden")
+    with tarfile.open(tmp_path / "outer.tar.xz", "w:xz") as outer:
+        for name, content in (
+            ("a.txt", b"one"),
+            ("a.txt", b"two"),
+            ("in.zip", inner.getvalue()),
+            ("in.tgz", b""),
+            ("b.png", b""),
+            ("b.png", b""),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            outer.addfile(entry, io.BytesIO(content))
+    documents, quarantined = found(FilesSource(path=str(tmp_path / "outer.tar.xz")))
+    assert [document.text for document in documents.values()] == ["one"]
+    assert sorted(quarantined.values()) == ["duplicate_member", "nested_archive", "nested_archive"]
+
+
+def test_a_tar_that_is_damaged_in_its_middle_does_not_end_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for number in range(3):
+            entry = tarfile.TarInfo(f"{number}.txt")
+            entry.size = 4
+            archive.addfile(entry, io.BytesIO(b"text"))
+    sound = path.read_bytes()
+    for damaged in (sound[:1024] + b"x" + sound[1025:], sound[: 3 * 1024], sound[:1024] + bytes(512) + sound[1536:]):
+        path.write_bytes(damaged)
+        documents, quarantined = found(FilesSource(path=str(path)))
+        assert "files:a.tar!0.txt" in documents
+        assert quarantined == {"files:a.tar": "corrupt"}
+
+
+def test_limits_are_settings(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "long.txt").write_text("x" * 1001)
+    (folder / "lines.jsonl").write_text("no\n" * 50 + '{"text": "late"}\n')
+    with zipfile.ZipFile(folder / "many.zip", "w") as archive:
+        for number in range(4):
+            archive.writestr(f"{number}.txt", "text")
+    tight = Limits(max_document_bytes=1000, max_bad_records=10, max_members=3)
+    documents, quarantined = found(FilesSource(path=str(folder), limits=tight))
+    assert len(documents) == 3
+    assert quarantined.pop("files:corpus/long.txt") == "too_large"
+    assert quarantined.pop("files:corpus/many.zip") == "too_many_members"
+    assert quarantined.pop("files:corpus/lines.jsonl") == "too_many_bad_records"
+    assert list(quarantined.values()) == ["corrupt_line"] * 10
+
+
+def hostile(source: FilesSource, name: str, stream: BinaryIO, size_bytes: int) -> Iterator[Document]:
+    """A parser that some bytes break, and that asks for the others."""
+    yield Document(name, stream.read().decode(), source.kind)
+    if name == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "greedy":
+        bytearray(10**9)
+    while name == "loop":
+        stream.seek(0)
+        stream.read()
+
+
+def test_a_parser_that_breaks_takes_nothing_with_it_but_its_file() -> None:
+    """Also one that turns in circles, or asks for more memory than there is."""
+    source = FilesSource(path="x", limits=Limits(max_stuck_seconds=1))
+    answers = []
+    with ReaderProcess(source.limits) as process:
+        for name in ("segfault", "loop", "greedy", "sound"):
+            for each in process.read(hostile, source, name, io.BytesIO(name.encode()), len(name)):
+                answers.append((each.id, each.reason if isinstance(each, Quarantined) else each.text))
+    reasons = {"segfault": "crashed", "loop": "stuck", "greedy": "crashed"}
+    assert [answer for answer in answers if answer[1] != answer[0]] == [(f"files:{name}", reason) for name, reason in reasons.items()]
+    assert answers[-1] == ("sound", "sound")
