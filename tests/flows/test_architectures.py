@@ -16,7 +16,7 @@ MASKED = 'train.objective={"kind":"masked"}'
 def test_an_encoder_is_trained_and_kept(finished: Yard, tmp_path: Path) -> None:
     yard = finished.elsewhere(tmp_path / "store")
     yard.run("pretrain", ENCODER, MASKED, "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
-    assert sorted(yard.states) == ["base.pretrain", "data.clean", "data.collect", "data.dedup", "data.tokenize"]
+    assert sorted(yard.states) == ["base.pretrain", "data.audit", "data.clean", "data.collect", "data.dedup", "data.tokenize"]
     trained = Path(yard.summary["stages"]["base"]["pretrain"]["path"])
     records = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
     assert len(records) == 10

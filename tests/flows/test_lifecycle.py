@@ -79,6 +79,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(copied: Any) -> Non
         "data.clean",
         "data.dedup",
         "data.tokenize",
+        "data.audit",
     }
     answer = copied("why").stdout
     assert "config: train.steps 40 → 41" in next(line for line in answer.splitlines() if line.startswith("base.pretrain"))
@@ -111,10 +112,10 @@ def test_a_damaged_artifact_is_computed_again_and_nothing_below_it(copied: Any) 
     shard = next(cleaned.glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     copied.run("prepare")
-    assert copied.states == {"data.collect": "cached", "data.clean": "computed", "data.dedup": "cached", "data.tokenize": "cached"}
+    assert [node for node, state in copied.states.items() if state == "computed"] == ["data.clean"]
     shutil.rmtree(copied.home / "tokenize")
     copied.run("prepare")
-    assert copied.states == {"data.collect": "cached", "data.clean": "cached", "data.dedup": "cached", "data.tokenize": "computed"}
+    assert [node for node, state in copied.states.items() if state == "computed"] == ["data.tokenize"]
 
 
 @pytest.mark.parametrize(
