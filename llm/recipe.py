@@ -76,6 +76,8 @@ class Recipe(Section):
             if section == "train" or self.model.architecture in DECODERS:
                 _check_objective(self.model, train, section, self.tokenize)
             check_rows(train, self.cluster.layout.readers(self.cluster.workers), section)
+        if self.finetune.train.mixture:
+            raise ValueError("conversations have no domains to mix; unset finetune.train.mixture")
         return self
 
     @property
@@ -108,6 +110,8 @@ def _check_objective(model: ModelConfig, train: TrainConfig, section: str, token
         raise ValueError(f"rows with spans take {needed} of {model.max_positions} positions; set model.max_positions to {needed}")
     if train.document_mask and "spans" in kinds:
         raise ValueError(f"spans are read across the documents of a row; set {section}.document_mask to false")
+    if section == "train" and tokenize.packing != "concatenate" and "spans" in kinds:
+        raise ValueError("spans would be missing from what fills rows up; set tokenize.packing to concatenate")
 
 
 def load(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

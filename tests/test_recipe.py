@@ -49,6 +49,18 @@ def test_overrides_change_the_fingerprint_and_nothing_else() -> None:
         ({"model.architecture": "moe"}, ": model.num_experts; set model.num_experts"),
         ({"model.num_experts": 8}, "unknown key in --set model.num_experts: model.num_experts; did you mean `num_layers`?"),
         ({"model.rope_scaling": {"factor": 8, "kidn": "linear"}}, ": model.rope_scaling.kidn; did you mean `kind`?"),
+        (
+            {
+                "train.objective": {"kind": "spans"},
+                "train.document_mask": False,
+                "model.max_positions": 512,
+                "tokenize.packing": "best_fit",
+            },
+            "spans would be missing from what fills rows up; set tokenize.packing to concatenate",
+        ),
+        ({"finetune.train.mixture": {"min_share": 0.1}}, "no domains to mix; unset finetune.train.mixture"),
+        ({"train.mixture": {"domains": {"code": 0.7, "text": 0.7}}}, "set train.mixture.domains to numbers that add up to at most 1"),
+        ({"dedup.domain_splits.code": {"test_share": 2, "validation_share": 0}}, "dedup.domain_splits.code.test_share = 2"),
         ({"train.objective": {"kind": "masked", "sahre": 0.2}}, ": train.objective.sahre; did you mean `share`?"),
         (
             {"train.objective": {"kind": "masked", "share": 2}},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ GROUPS = (
 DECKS = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any).map(np.array)
 
 
-def blend(places: int = 2000, seed: int = 3, **settings: object) -> Blend:
+def blend(places: int = 2000, seed: int = 3, **settings: Any) -> Blend:
     return Blend.plan(GROUPS, CorpusMixtureConfig.model_validate(settings), places, seed)
 
 
@@ -30,8 +32,7 @@ def group_of(rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.cumsum([group.rows for group in GROUPS]), rows, side="right")
 
 
-def counts(**settings: object) -> list[int]:
-    places = int(str(settings.pop("places", 2000)))
+def counts(places: int = 2000, **settings: Any) -> list[int]:
     return np.bincount(group_of(blend(places, **settings).indices(0, places)), minlength=len(GROUPS)).tolist()
 
 
@@ -171,7 +172,7 @@ def test_rows_are_allotted_within_their_bounds_or_refused(drawn: list[tuple[floa
         ({"min_share": 0.3}, "least shares are more than the whole: 0.3 for each of 4 groups"),
     ],
 )
-def test_an_impossible_mixture_is_refused_before_training(settings: dict[str, object], message: str) -> None:
+def test_an_impossible_mixture_is_refused_before_training(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         blend(**settings)
 
