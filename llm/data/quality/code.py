@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import string
 
 from llm.data.config import CleanConfig
 from llm.data.document import Document
 from llm.data.quality.rule import below
 from llm.data.quality.text import Text
+
+ASCII = (string.ascii_letters + string.digits).encode()
 
 _alphanumerics = re.compile(r"[^\W_]+")
 
@@ -19,7 +22,7 @@ def is_code(document: Document) -> bool:
 
 def few_alphanumerics(text: Text, config: CleanConfig) -> float | None:
     """Tables of symbols. Source: Codex, https://arxiv.org/abs/2107.03374, section 3.1."""
-    return below(sum(map(len, _alphanumerics.findall(text.text))) / len(text), config.min_alphanumeric_share)
+    return below(_alphanumeric_characters(text.text) / len(text), config.min_alphanumeric_share)
 
 
 def long_lines(text: Text, config: CleanConfig) -> float | None:
@@ -27,3 +30,9 @@ def long_lines(text: Text, config: CleanConfig) -> float | None:
     lengths = [len(line.rstrip()) for line in text.text.split("\n")]
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     return longest if mean > config.max_mean_line_characters or longest > config.max_line_characters else None
+
+
+def _alphanumeric_characters(text: str) -> int:
+    if text.isascii():
+        return len(text) - len(text.encode().translate(None, ASCII))
+    return sum(map(len, _alphanumerics.findall(text)))
