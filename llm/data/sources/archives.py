@@ -110,7 +110,7 @@ class _Register:
             raise Refused("too_many_members")
         name = name.encode("utf-8", "backslashreplace").decode()
         if not folder and (objection := self._objection(name, regular)):
-            return Quarantined(f"{self.file.id}!{name[:SHOWN_CHARACTERS]}#{self.count}", objection)
+            return Quarantined(f"{self.file.id}!{name[:SHOWN_CHARACTERS]}#member{self.count}", objection)
         if folder or not self.wanted(name):
             return None
         self.names.add(name)

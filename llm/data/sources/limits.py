@@ -42,7 +42,7 @@ class Budget:
         Raises: Refused if that is more than the file's size justifies.
         """
         self.decoded_bytes += decoded_bytes
-        most = max(FREE_BYTES, self.limits.max_ratio * self.size_bytes)
+        most = max(FREE_BYTES, self.limits.max_ratio * (self.size_bytes or FREE_BYTES))  # some servers don't tell the size
         if self.decoded_bytes > min(most, self.limits.max_decoded_bytes):
             raise Refused("too_large")
 

@@ -14,7 +14,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from llm.data.hashing import fingerprints
-from llm.errors import DependencyError, RecipeError, SourceError
+from llm.errors import DependencyError, RecipeError, SourceError, TrainyardError
 
 REMEDY = "set collect.sources.path to one that exists"
 REQUESTS = 16  # at a time
@@ -85,10 +85,18 @@ def named_errors(name: str) -> Iterator[None]:
     """Turn what the machine or the network raises instead of bytes into a SourceError."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise SourceError("no such file or folder", transient=False, value=name, remedy=REMEDY) from error
-    except OSError as error:
-        raise SourceError("a file can't be read", value=f"{name}, {error.strerror or error}", remedy="make it readable") from error
+    except TrainyardError:
+        raise
+    except Exception as error:  # the drivers of storages have errors of their own
+        if isinstance(error, FileNotFoundError) and _is_gone(error):
+            raise SourceError("no such file or folder", transient=False, value=name, remedy=REMEDY) from error
+        reason = error.__cause__ or getattr(error, "strerror", None) or error
+        raise SourceError("a file can't be read", value=f"{name}, {reason}", remedy="make it readable") from error
+
+
+def _is_gone(error: FileNotFoundError) -> bool:
+    """Does the storage say so? fsspec takes a web server's every failure for a missing file."""
+    return error.__cause__ is None or getattr(error.__cause__, "status", None) in (404, 410)
 
 
 def file_system(url: str) -> tuple[Any, str]:

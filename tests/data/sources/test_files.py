@@ -173,21 +173,19 @@ def test_archives_in_archives_and_second_members_of_a_name_are_refused(tmp_path:
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as archive:
         archive.writestr("a.txt", "hidden")
+    members = [("a.jsonl", b'{"text": "one"}\n' * 3), ("a.jsonl", b'{"text": "two"}'), ("in.zip", inner.getvalue()), ("in.tgz", b"")]
     with tarfile.open(tmp_path / "outer.tar.xz", "w:xz") as outer:
-        for name, content in (
-            ("a.txt", b"one"),
-            ("a.txt", b"two"),
-            ("in.zip", inner.getvalue()),
-            ("in.tgz", b""),
-            ("b.png", b""),
-            ("b.png", b""),
-        ):
+        for name, content in [*members, ("b.png", b""), ("b.png", b"")]:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             outer.addfile(entry, io.BytesIO(content))
     documents, quarantined = found(FilesSource(path=str(tmp_path / "outer.tar.xz")))
-    assert [document.text for document in documents.values()] == ["one"]
-    assert sorted(quarantined.values()) == ["duplicate_member", "nested_archive", "nested_archive"]
+    assert [document.text for document in documents.values()] == ["one"] * 3
+    assert quarantined == {
+        "files:outer.tar.xz!a.jsonl#member2": "duplicate_member",
+        "files:outer.tar.xz!in.zip#member3": "nested_archive",
+        "files:outer.tar.xz!in.tgz#member4": "nested_archive",
+    }
 
 
 def test_a_tar_that_is_damaged_in_its_middle_does_not_end_in_silence(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from llm.artifact import canonical
 from llm.data.document import Document, Quarantined
 from llm.data.sources import warc
 from llm.data.sources.config import WarcSource
-from llm.errors import DataError
+from llm.errors import DataError, SourceError
 
 DATE = "2026-01-31T12:00:00Z"
 PAGES = [
@@ -162,6 +163,26 @@ def test_a_list_of_paths_is_read_from_its_server(tmp_path: Path, served: str) ->
     (tmp_path / "site" / "local.paths").write_text(places[0])
     local = found(WarcSource(path=str(tmp_path / "site" / "local.paths")))
     assert [each.id for each in local] == [f"warc:{places[0]}#0"]
+
+
+class _Failing(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+
+def test_a_server_in_trouble_is_an_error_that_time_may_heal(tmp_path: Path, served: str) -> None:
+    warc.write_warc(tmp_path / "site" / "crawl.warc", PAGES)
+    (piece,) = warc.pieces(WarcSource(path=f"{served}crawl.warc"), tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        moved = replace(piece.value, place=f"http://127.0.0.1:{server.server_port}/crawl.warc")
+        with pytest.raises(SourceError, match=r"a file can't be read: crawl\.warc, .*503") as failure:
+            list(warc.read(WarcSource(path=served), moved))
+        server.shutdown()
+    assert failure.value.transient
+    with pytest.raises(SourceError, match="no such file or folder") as failure:
+        list(warc.read(WarcSource(path=served), replace(piece.value, place=f"{served}gone.warc")))
+    assert not failure.value.transient
 
 
 def test_a_folder_without_web_archives_is_a_named_error(tmp_path: Path) -> None:
