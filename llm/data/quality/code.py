@@ -27,7 +27,7 @@ def few_alphanumerics(text: Text, config: CleanConfig) -> float | None:
 
 def long_lines(text: Text, config: CleanConfig) -> float | None:
     """Minified or generated code. Source: Codex, section 3.1: mean line above 100 or longest above 1,000."""
-    lengths = [len(line.rstrip()) for line in text.text.split("\n")]
+    lengths = list(map(len, text.text.split("\n")))
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     return longest if mean > config.max_mean_line_characters or longest > config.max_line_characters else None
 
