@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from llm.artifact import named_errors
-from llm.data.config import TokenizeConfig
+from llm.data.config import TokenizeConfig, TokenizerConfig
 from llm.data.document import Document, read_shards, write_documents
-from llm.data.encode import token_dtype, tokenize
+from llm.data.encode import encode_shard, token_dtype, tokenize
 from llm.data.parts import Workshop
 from llm.data.rows import Rows
 from llm.data.split import SPLITS
-from llm.data.tokenizer import BOS, EOS, Tokenizer
+from llm.data.tokenizer import BOS, EOS, Tokenizer, train
 from llm.errors import ArtifactError, DataError
 
 
@@ -89,3 +89,32 @@ def test_a_full_disk_is_named(stages: dict[str, Path], tmp_path: Path, name: str
     (tmp_path / name).symlink_to("/dev/full")
     with pytest.raises(ArtifactError, match="no space left"), named_errors(tmp_path):
         tokenize(stages["dedup"], tmp_path, TOKENIZE, Workshop(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("kind", ["unigram", "byte_bpe", "wordpiece"])
+def test_every_kind_of_tokenizer_makes_rows(stages: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    config = TokenizeConfig(vocab_size=700, row_tokens=128, sample_bytes=100_000, tokenizer=TokenizerConfig(kind=kind))
+    tokenize(stages["dedup"], tmp_path, config, Workshop(tmp_path / "parts"))
+    tokenizer, report = Tokenizer.load(tmp_path), json.loads((tmp_path / "report.json").read_text())
+    stream = np.fromfile(tmp_path / "test.tokens", dtype="<u2")
+    assert stream.tolist() == [id for document in read_shards(stages["dedup"], "test") for id in tokenizer.document_ids(document.text)]
+    figures = report["test"]["by_domain"]["code"]
+    assert report["vocabulary"]["gives_back_every_text"] == (kind != "wordpiece")
+    assert (figures["round_trip_failures"] > 0) == (kind == "wordpiece")
+    assert (tmp_path / "tokenizer.json").exists()
+
+
+def test_an_imported_tokenizer_keeps_its_ids(stages: dict[str, Path], tmp_path: Path) -> None:
+    config = TokenizeConfig(row_tokens=128, tokenizer=TokenizerConfig(kind="imported", path=str(stages["tokenize"])))
+    tokenize(stages["dedup"], tmp_path, config, Workshop(tmp_path / "parts"))
+    for name in ("tokenizer.model", "train.tokens", "rows.json"):
+        assert (tmp_path / name).read_bytes() == (stages["tokenize"] / name).read_bytes()
+
+
+def test_a_document_that_does_not_come_back_is_named(stages: dict[str, Path], tmp_path: Path) -> None:
+    """A vocabulary that says it gives back every text, and normalises after all."""
+    content = json.loads(train(["some words"] * 50, TokenizeConfig(vocab_size=300, tokenizer=TokenizerConfig(kind="byte_bpe"))))
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    write_documents(tmp_path / "shard.parquet", [Document("good", " words", "x"), Document("bad", "words", "x")])
+    with pytest.raises(DataError, match="does not give back document bad"):
+        encode_shard(json.dumps(content).encode(), str(tmp_path / "shard.parquet"), tmp_path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from llm.data.config import TokenizeConfig
 from llm.data.vocabulary.symbols import BOS, BOS_PIECE, CHAT, CONTROL, SPACE_MARK, UNKNOWN_PIECE
@@ -56,6 +57,10 @@ class Library:
         """Ids of the text alone."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, in less time than one after the other."""
+        return [list(each.ids) for each in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text that these ids spell; special ids are silent."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -88,24 +93,64 @@ def train(texts: Iterable[str], config: TokenizeConfig) -> bytes:
     Source: WordPiece, https://arxiv.org/abs/1609.08144, section 4.1, its vocabulary learned by merges of frequent pairs;
     byte-level BPE, Language Models are Unsupervised Multitask Learners (GPT-2), section 2.2.
     """
-    sizes: dict[str, Any] = {"vocab_size": config.vocab_size, "special_tokens": [*CONTROL, *CHAT], "show_progress": False}
-    if config.tokenizer.kind == "wordpiece":
-        tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN_PIECE, continuing_subword_prefix=CONTINUES))
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES)
-        trainer: Any = trainers.WordPieceTrainer(**sizes, continuing_subword_prefix=CONTINUES, limit_alphabet=config.vocab_size // 2)
-    else:
-        tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(**sizes, initial_alphabet=sorted(alphabet), max_token_length=config.max_piece_characters)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = begins_with_bos()
+    tokenizer = _wordpiece(list(texts), config) if config.tokenizer.kind == "wordpiece" else _byte_bpe(texts, config)
+    tokenizer.post_processor = _begins_with_bos()
     return str(tokenizer.to_str(pretty=True)).encode()
 
 
-def begins_with_bos() -> processors.TemplateProcessing:
+def _byte_bpe(texts: Iterable[str], config: TokenizeConfig) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[*CONTROL, *CHAT],
+        initial_alphabet=sorted(BYTE_OF),
+        max_token_length=config.max_piece_characters,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _wordpiece(texts: Sequence[str], config: TokenizeConfig) -> tokenizers.Tokenizer:
+    """The trainer numbers characters inside of words as its hash table has them, so they are given to it in order."""
+    alphabet = _alphabet(texts, config.vocab_size // 4)
+    inside = [f"{CONTINUES}{character}" for character in alphabet if _inside_words(character)]
+    trained = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN_PIECE, continuing_subword_prefix=CONTINUES))
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[*CONTROL, *CHAT, *inside],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=CONTINUES,
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    model = models.WordPiece(trained.get_vocab(), unk_token=UNKNOWN_PIECE, continuing_subword_prefix=CONTINUES)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUES)
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in (*CONTROL, *CHAT)])
+    return tokenizer
+
+
+def _alphabet(texts: Sequence[str], limit: int) -> list[str]:
+    """The most frequent characters, in their order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    frequent = sorted((character for character in counts if not character.isspace()), key=lambda each: (-counts[each], each))
+    return sorted(frequent[:limit])
+
+
+def _inside_words(character: str) -> bool:
+    """Whether the pre-tokenizer leaves this character beside a letter."""
+    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(f"a{character}")) == 1
+
+
+def _begins_with_bos() -> processors.TemplateProcessing:
     """A text begins with the token that documents begin with."""
     pair = f"{BOS_PIECE} $A {BOS_PIECE}:1 $B:1"
     return processors.TemplateProcessing(single=f"{BOS_PIECE} $A", pair=pair, special_tokens=[(BOS_PIECE, BOS)])

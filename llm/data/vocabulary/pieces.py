@@ -73,6 +73,16 @@ class Pieces:
         ids = self._encode_part(first, self.processor)
         return [*ids, *(id for part in others for id in self._encode_part(part, self._continued))]
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, in less time than one after the other."""
+        if not self.plain or self.kind == "word":
+            return [self.encode(text) for text in texts]
+        ids: list[list[int]] = self.processor.encode(list(texts), num_threads=1)
+        special = [number for number, text in enumerate(texts) if SPACE_MARK in text or "<|" in text]
+        for number in special:
+            ids[number] = self.encode(texts[number])
+        return ids
+
     def _encode_part(self, part: str, processor: sentencepiece.SentencePieceProcessor) -> list[int]:
         if self.lossless and part.startswith(SPACE_MARK):
             return self._space_mark_ids * len(part)

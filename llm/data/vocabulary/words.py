@@ -19,6 +19,7 @@ from llm.data.tokenizer import Tokenizer
 
 KNOWN_WORDS = 1_000_000  # more are forgotten
 KNOWN_BYTES = 100_000_000
+STRETCH_BYTES = 65_536  # small enough for a core's cache
 CUT, WORD_START = 1, 2
 WHITESPACE = [byte in b" \t\n\v\f\r" for byte in range(256)]
 
@@ -56,8 +57,8 @@ class Encoder:
     def _forget(self) -> None:
         self._known: dict[bytes, int] = {}
         self._known_bytes = 0
-        self._ids = np.empty(0, np.uint32)
-        self._sizes, self._comes_back = np.empty(0, np.int64), np.empty(0, bool)
+        self._ids = np.empty(0, np.uint32)  # of all known words, one after the other
+        self._sizes, self._firsts, self._comes_back = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool)
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Ids of the texts alone, without begin and end."""
@@ -66,64 +67,62 @@ class Encoder:
         data = np.frombuffer(b"".join(contents), np.uint8)
         starts = np.cumsum(text_bytes) - text_bytes
         marks = self._marks(data, starts[text_bytes > 0])
-        words = _sums(marks >> 1, starts, text_bytes)
-        ids, tokens, comes_back = self._gathered(data, marks, starts, text_bytes) if self._by_words else self._one_by_one(texts)
-        unknown = _sums(self._unknown[ids], np.cumsum(tokens) - tokens, tokens)
-        return Encoded(ids, tokens, text_bytes, words, unknown, comes_back)
+        words = _counts((marks >> 1).view(bool), text_bytes)
+        ids, tokens, comes_back = self._gathered(data, marks, starts) if self._by_words else self._one_by_one(texts)
+        return Encoded(ids, tokens, text_bytes, words, _counts(self._unknown.take(ids), tokens), comes_back)
 
     def _marks(self, data: NDArray[np.uint8], starts: Numbers) -> NDArray[np.uint8]:
         """Of each byte, whether a word of the vocabulary begins there, and whether one between whitespace does."""
         marks = np.empty(len(data), np.uint8)
-        pairs = data[:-1].astype(np.uint16)
-        pairs <<= 8
-        pairs |= data[1:]
-        np.take(self._pairs, pairs, out=marks[1:])
+        for first in range(0, len(data) - 1, STRETCH_BYTES):
+            stretch = data[first : first + STRETCH_BYTES + 1]
+            pairs = stretch[:-1].astype(np.intp)
+            pairs <<= 8
+            pairs |= stretch[1:]
+            self._pairs.take(pairs, out=marks[first + 1 : first + len(stretch)], mode="clip")
         marks[starts] = np.where(np.array(WHITESPACE)[data[starts]], CUT, CUT | WORD_START)
         return marks
 
     def _gathered(
-        self, data: NDArray[np.uint8], marks: NDArray[np.uint8], starts: Numbers, text_bytes: Numbers
+        self, data: NDArray[np.uint8], marks: NDArray[np.uint8], starts: Numbers
     ) -> tuple[NDArray[np.uint32], Numbers, NDArray[np.bool_]]:
         """Ids, how many each text has, and whether it comes back."""
-        places = np.flatnonzero(marks & CUT)
+        places = np.flatnonzero((marks & CUT).view(bool))
+        borders = np.append(np.searchsorted(places, starts), len(places))  # the first word of each text
         offsets = pa.py_buffer(np.append(places, len(data)))
         words = pa.Array.from_buffers(pa.large_binary(), len(places), [None, offsets, pa.py_buffer(data)]).dictionary_encode()
-        rows = self._rows(words.dictionary.to_pylist())[words.indices.to_numpy()]
-        sizes, firsts = self._sizes[rows], (np.cumsum(self._sizes) - self._sizes)[rows]
-        ends = np.cumsum(sizes)
-        sources = np.repeat(firsts - ends + sizes, sizes)
+        rows = self._rows(words.dictionary.to_pylist()).take(words.indices.to_numpy())
+        sizes = self._sizes.take(rows)
+        ends = np.cumsum(np.append(0, sizes))
+        sources = np.repeat(self._firsts.take(rows) - ends[:-1], sizes)
         sources += np.arange(len(sources))
-        first_words = np.searchsorted(places, starts)
-        counts = np.diff(np.append(first_words, len(places)))
-        failures = _sums(~self._comes_back[rows], first_words, counts)
-        return self._ids[sources], _sums(sizes, first_words, counts), failures == 0
+        whole = self._comes_back.all() or _counts(~self._comes_back.take(rows), np.diff(borders)) == 0
+        return self._ids.take(sources), np.diff(ends[borders]), np.broadcast_to(whole, len(starts))
 
     def _rows(self, words: Sequence[bytes]) -> NDArray[np.intp]:
         """Where these words' ids stand; those of words that were never met are found first."""
         if len(self._known) > KNOWN_WORDS or self._known_bytes > KNOWN_BYTES:
             self._forget()
         unmet = [word for word in words if word not in self._known]
-        found = [self.tokenizer.encode(word.decode()) for word in unmet]
+        found = self.tokenizer.vocabulary.encode_all([word.decode() for word in unmet])
         self._known.update(zip(unmet, itertools.count(len(self._known))))
         self._known_bytes += sum(map(len, unmet))
         self._ids = np.concatenate((self._ids, np.fromiter(itertools.chain.from_iterable(found), np.uint32)))
         self._sizes = np.concatenate((self._sizes, np.fromiter(map(len, found), np.int64)))
+        self._firsts = np.cumsum(self._sizes) - self._sizes
         spelled = (b"".join(map(self._spelled.__getitem__, ids)) for ids in found)
         come_back = np.fromiter((spelling == word for spelling, word in zip(spelled, unmet, strict=True)), bool)
         self._comes_back = np.concatenate((self._comes_back, come_back))
         return np.fromiter(map(self._known.__getitem__, words), np.intp)
 
     def _one_by_one(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], Numbers, NDArray[np.bool_]]:
-        found = [self.tokenizer.encode(text) for text in texts]
+        found = self.tokenizer.vocabulary.encode_all(texts)
         comes_back = np.array([self.tokenizer.decode(ids) == text for ids, text in zip(found, texts, strict=True)], bool)
         ids = np.fromiter(itertools.chain.from_iterable(found), np.uint32)
         return ids, np.array([len(each) for each in found], np.int64), comes_back
 
 
-def _sums(values: NDArray[np.generic], starts: Numbers, sizes: Numbers) -> Numbers:
-    """Sum of each run of values; an empty one's is 0."""
-    sums = np.zeros(len(sizes), np.int64)
-    filled = sizes > 0
-    if filled.any():
-        sums[filled] = np.add.reduceat(values, starts[filled], dtype=np.int64)
-    return sums
+def _counts(flags: NDArray[np.bool_], sizes: Numbers) -> Numbers:
+    """How many are true in each run of flags."""
+    ends = np.cumsum(sizes)
+    return np.array([np.count_nonzero(flags[end - size : end]) for end, size in zip(ends, sizes, strict=True)], np.int64)
