@@ -113,12 +113,17 @@ def scan_shard(value: tuple[str, str], out: Path) -> dict[str, Any]:
 
 
 def _words(text: str) -> list[str]:
-    return _word.findall(text.lower())
+    return _word.findall(_lower(text))
+
+
+def _lower(text: str) -> str:
+    """In lower case and as long as before: one capital has a small letter of two characters."""
+    return text.replace("İ", "i").lower()
 
 
 def _hits(text: str, wanted: NDArray[np.uint64], sizes: Sequence[int], document: int) -> Hits:
     """The runs of a text that are wanted, by where they start."""
-    lower = text.lower() if len(text.lower()) == len(text) else text
+    lower = _lower(text)
     words = _word.findall(lower)
     codes = word_codes(words)
     found = [(place, code, size) for size in sizes for place, code in _wanted(ngram_codes(codes, size), wanted)]

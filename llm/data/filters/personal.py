@@ -16,7 +16,7 @@ IMAGES = {"png", "jpg", "jpeg", "gif", "svg", "webp", "ico"}  # icon@2x.png
 
 _local = re.compile(r"""(?:[\w+][\w.+%!#$^~-]{0,63}|"[^"\\\s@][^"\\\n@]{0,61}")\Z""")
 _host = re.compile(
-    r"(?:[^\W_][\w-]{0,62}+\.){1,10}(?P<top>xn--[\w-]{2,59}|[^\W\d_]{2,24})(?!\w)"
+    r"(?:[^\W_][\w-]{0,62}+\.){1,10}(?P<top>xn--[\w-]{2,59}|[^\W\d_]{2,24})(?!\w|-[0-9])"
     r"|\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|IPv6:[0-9A-Fa-f:.]{2,45})\]"
 )
 
@@ -57,7 +57,7 @@ def phones(text: str) -> Iterator[Span]:
             yield found.span()
 
 
-_dotted = re.compile(r"[0-9](?<![\w.+-][0-9])[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])")
+_dotted = re.compile(r"[0-9](?<![\w.+-][0-9])[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.\w)")
 _hextets = re.compile(r"[23](?<![\w:.][23])[0-9a-fA-F]{3}(?::[0-9a-fA-F]{0,4}){2,7}+(?![\w:]|\.[0-9])")
 _version = re.compile(r"(?:version|release|ver|section|build|[=<>~]=|§)[\w\s.:\"'({]{0,4}\Z", re.IGNORECASE)
 
@@ -75,9 +75,10 @@ def addresses(text: str) -> Iterator[Span]:
 
 def _is_public(address: str) -> bool:
     try:
-        return ipaddress.ip_address(address).is_global
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    return found.is_global and not found.is_multicast
 
 
 def places(text: str, literal: str) -> Iterator[int]:

@@ -71,7 +71,15 @@ FOUND: dict[PersonalKind, list[str]] = {
     ],
 }
 LEFT_ALONE: dict[PersonalKind, list[str]] = {
-    "email": ["git@github.com:pallets/flask", "icon@2x.png", "x = a @ b.c", "jo@localhost", "@property.setter", "pkg@1.2.3"],
+    "email": [
+        "git@github.com:pallets/flask",
+        "icon@2x.png",
+        "x = a @ b.c",
+        "jo@localhost",
+        "@property.setter",
+        "pkg@1.2.3",
+        "sd_IN@devanagari.UTF-8",
+    ],
     "card": [
         "4111111111111112",
         "0.4111111111111111",
@@ -104,6 +112,8 @@ LEFT_ALONE: dict[PersonalKind, list[str]] = {
         "192.168.1.1",
         "192.0.2.7",
         "255.255.255.256",
+        "224.0.0.1",
+        "4.3.2.11.in-addr.arpa",
         "v1.2.3.4",
         "version 11.2.3.4",
         "1.2.3.4.5",
