@@ -17,7 +17,7 @@ from llm.artifact import Store
 from llm.errors import ArtifactError, RecipeError, TrainyardError
 from llm.recipe import load, parse_override
 from llm.run import home
-from llm.stages import RELEASED, nodes
+from llm.stages import RELEASED, STAGES, nodes
 
 Flow = Literal["prepare", "pretrain", "finetune", "lifecycle"]
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="override a setting, as train.steps=500; may be repeated")]
@@ -171,15 +171,34 @@ def why(stage: str = "", *, run: str = "latest") -> None:
 
 
 @app.command
-def lineage(artifact: str = "", *, run: str = "latest") -> None:
-    """Show what an artifact descends from. ARTIFACT is <stage>/<key>; by default the last of the run."""
+def lineage(what: str = "", *, run: str = "latest") -> None:
+    """Show what an artifact descends from, or where a document went and which models saw it.
+
+    WHAT is an artifact as <stage>/<key>, or the id of a document; by default the last artifact of the run.
+    """
     from llm.lineage import ancestors, committed, find_run, last_made
 
     store = Store(home())
-    path = store.root / artifact if artifact else last_made(find_run(store, run))
+    if what and what.partition("/")[0] not in STAGES:
+        _print_trace(store, what)
+        return
+    path = store.root / what if what else last_made(find_run(store, run))
     for depth, found in ancestors(store, committed(store, path)):
         facts = found.manifest
         console.print(f"{'  ' * depth}{facts['node']}  {facts['stage']}/{facts['key']}  {facts['created']}  {facts['git_commit']}")
+
+
+def _print_trace(store: Store, document: str) -> None:
+    """Raises: ArtifactError if no collection of the store met the document; it names those whose ids are like that."""
+    from llm.trace import near, trace
+
+    stations = trace(store, document)
+    if not stations:
+        similar = ", ".join(near(store, document))
+        remedy = f"name one of these: {similar}" if similar else "name a part of its id, such as a file's name"
+        raise ArtifactError("no such document in this store", value=document, remedy=remedy)
+    for station in stations:
+        console.print(f"{'  ' * station.depth}{station.artifact}  {station.fate}", markup=False)
 
 
 @app.command
