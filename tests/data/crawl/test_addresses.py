@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
+import ssl
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,24 @@ def test_one_bad_address_of_a_name_is_enough(answer: str) -> None:
     with pytest.raises(RefusedAddress):
         asyncio.run(backend.connect_tcp("rebind.test", 80))
     assert network.attempts == []
+
+
+def test_tls_is_told_the_name_and_wants_its_certificate(tmp_path: Path) -> None:
+    """The server has no certificate for it, so nothing is asked."""
+    told: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda connection, name, context: told.append(name)  # type: ignore[assignment]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            with contextlib.suppress(OSError):
+                context.wrap_socket(server.accept()[0], server_side=True)
+
+        threading.Thread(target=refuse, daemon=True).start()
+        source = CrawlSource(seeds=[f"https://site.test:{server.getsockname()[1]}/"], tries=1)
+        backend = PinnedBackend(["127.0.0.0/8"], resolve=Flipping(["127.0.0.1"]))
+        assert set(outcomes_of(source, tmp_path, backend).values()) == {"robots_unreachable"}
+    assert told == ["site.test"]
 
 
 def test_every_address_of_a_name_is_tried(site: Site) -> None:
