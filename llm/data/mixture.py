@@ -7,6 +7,7 @@ so a run resumes anywhere at once, and any number of workers reads the same stre
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm.data.config import CorpusMixtureConfig, WeightsConfig
-from llm.data.rows import Group, shuffled
+from llm.data.rows import BLOCK, Group, by_blocks, shuffled
 from llm.errors import RecipeError
 
 ROUNDS = 200  # of fitting shares to two margins, and of halving an interval
@@ -32,7 +33,7 @@ class Stage:
     earlier: Numbers  # rows of each group that earlier stages read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blend:
     """A sample stream over groups of rows."""
 
@@ -53,6 +54,9 @@ class Blend:
         edges = np.rint(np.cumsum([0.0, *(share for share, _ in parts)]) * places).astype(np.int64)
         stages, earlier = list[Stage](), np.zeros_like(sizes)
         for (_, weights), first, end in zip(parts, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            if first == end:
+                remedy = "give each of train.mixture.stages a larger share, or raise train.steps"
+                raise RecipeError("a stage of the mixture reads no row", value=f"{len(parts)} stages of {places} rows", remedy=remedy)
             left = np.minimum(limits * sizes - earlier, end - first).astype(np.int64)
             stages.append(Stage(first, allotted(wanted(groups, weights), weights.min_share, left, end - first), earlier))
             earlier = earlier + stages[-1].counts
@@ -60,12 +64,13 @@ class Blend:
 
     def indices(self, first: int, count: int) -> Numbers:
         """Training rows at the places first … first + count - 1. Behind the last place, the last stage begins anew."""
-        ends = [*(stage.first for stage in self.stages[1:]), first + count]
-        parts = [
-            self._stage_rows(stage, np.arange(max(first, stage.first), min(first + count, end)))
-            for stage, end in zip(self.stages, ends, strict=True)
-        ]
-        return np.concatenate(parts)
+        return by_blocks(first, count, lambda block: _block(self, block))
+
+    def rows_at(self, first: int, end: int) -> Numbers:
+        """The same, each time computed."""
+        ends = [*(stage.first for stage in self.stages[1:]), end]
+        places = [np.arange(max(first, stage.first), min(end, last)) for stage, last in zip(self.stages, ends, strict=True)]
+        return np.concatenate([self._stage_rows(stage, each) for stage, each in zip(self.stages, places, strict=True)])
 
     def _stage_rows(self, stage: Stage, places: Numbers) -> Numbers:
         rounds, places = np.divmod(places - stage.first, max(1, stage.counts.sum()))
@@ -88,6 +93,11 @@ class Blend:
             {"domain": group.domain, "language": group.language, "rows": int(n), "epochs": float(epoch), "token_share": float(share)}
             for group, n, epoch, share in zip(self.groups, rows, epochs, tokens / max(1.0, tokens.sum()), strict=True)
         ]
+
+
+@functools.lru_cache(maxsize=16)
+def _block(blend: Blend, block: int) -> Numbers:
+    return blend.rows_at(block * BLOCK, (block + 1) * BLOCK)
 
 
 def dealt(places: Numbers, counts: Numbers) -> Numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,18 @@ def order(first: int, count: int, *, rows: int, seed: int) -> NDArray[np.int64]:
     """
     assert rows > 0
     assert first >= 0
-    blocks = [_block(number, rows, seed) for number in range(first // BLOCK, -(-(first + count) // BLOCK))]
+    return by_blocks(first, count, lambda block: _block(block, rows, seed))
+
+
+def by_blocks(first: int, count: int, rows_of: Callable[[int], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Rows at `count` positions out of those of whole blocks, which in numpy take little longer than the rows of one batch."""
+    blocks = map(rows_of, range(first // BLOCK, -(-(first + count) // BLOCK)))
     return np.concatenate([np.empty(0, np.int64), *blocks])[first % BLOCK :][:count]
 
 
 @functools.lru_cache(maxsize=16)
-def _block(number: int, rows: int, seed: int) -> NDArray[np.int64]:
-    """Rows at `BLOCK` positions: in numpy they take little longer than those of one batch."""
-    positions = np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.uint64)
+def _block(block: int, rows: int, seed: int) -> NDArray[np.int64]:
+    positions = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.uint64)
     return shuffled(positions, np.full_like(positions, rows), np.full_like(positions, seed % 2**64))
 
 

@@ -169,6 +169,7 @@ def test_rows_are_allotted_within_their_bounds_or_refused(drawn: list[tuple[floa
         ({"domains": {"code": 0.2, "text": 0.2}}, "no mixture of the corpus has these shares"),
         ({"domains": {"code": 0.9}, "languages": {"en": 0.5}}, "no mixture of the corpus has these shares"),
         ({"max_epochs": 1.5}, "a training reads more rows than its mixture allows: 2000 rows of 1534; raise train.mixture.max_epochs"),
+        ({"stages": [{"share": 0.9999}, {"share": 0.0001}]}, "a stage of the mixture reads no row: 2 stages of 2000 rows"),
         ({"min_share": 0.3}, "least shares are more than the whole: 0.3 for each of 4 groups"),
     ],
 )
