@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ class Garbage:
 
 
 def garbage(store: Store, *, keep_runs: int, keep: Collection[Path]) -> list[Garbage]:
-    """Artifacts that neither the last completed runs nor those to keep descend from, and what killed attempts left.
+    """Artifacts that neither the last completed runs nor those to keep descend from, parts that those runs haven't used,
+    and what killed attempts left.
 
     The work folder of the newest run stays unless it completed: the same command would continue there.
     """
@@ -109,7 +111,22 @@ def garbage(store: Store, *, keep_runs: int, keep: Collection[Path]) -> list[Gar
     unused = [artifact.path for artifact in store.all() if artifact.path not in kept]
     patterns = ["*/.corrupt-*", "*/.tmp-*"] + ([] if _unfinished(store) else ["*/.work-*"])
     unused += [path for pattern in patterns for path in sorted(store.root.glob(pattern))]
-    return [Garbage(path, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())) for path in unused]
+    unused += _unused_parts(store, keep_runs)
+    return [Garbage(path, _freed(path)) for path in unused]
+
+
+def _unused_parts(store: Store, keep_runs: int) -> list[Path]:
+    """Parts that none of the last completed runs has used, and what was set aside among them."""
+    last = [summary for summary in summaries(store) if summary["state"] == "completed"][-keep_runs:] if keep_runs else []
+    begins = [(store.root / "runs" / summary["run_id"] / "recipe.yaml").stat().st_mtime for summary in last]
+    first = min(begins, default=0.0 if keep_runs else time.time())
+    return [path for path in sorted(store.root.glob("*/.parts/*")) if path.stat().st_mtime < first]
+
+
+def _freed(folder: Path) -> int:
+    """Bytes of a folder's files, without those that another folder holds too."""
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(file.st_size for file in files if file.st_nlink == 1)
 
 
 def _roots(store: Store, keep_runs: int, keep: Collection[Path]) -> list[Artifact]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm.artifact import Artifact, Store, named_errors
+from llm.data.parts import Piece, Workshop, link
 from llm.errors import ArtifactError
 from llm.lineage import ancestors, delete, garbage, last_made
 
@@ -25,6 +27,7 @@ def made(store: Store, stage: str, key: str, *parents: Artifact) -> Artifact:
 def ran(store: Store, name: str, state: str, *artifacts: Artifact) -> None:
     folder = store.root / "runs" / name
     folder.mkdir(parents=True)
+    (folder / "recipe.yaml").touch()
     stages = {"data": {artifact.ref.stage: {"path": str(artifact.path), "state": "computed"} for artifact in artifacts}}
     (folder / "summary.json").write_text(json.dumps({"run_id": name, "state": state, "stages": stages if artifacts else {}}))
 
@@ -70,6 +73,25 @@ def test_unfinished_work_stays_until_a_run_completes(store: Store) -> None:
     assert garbage(store, keep_runs=3, keep=[]) == []
     ran(store, "2", "completed")
     assert [item.path for item in garbage(store, keep_runs=3, keep=[])] == [work]
+
+
+def test_parts_go_when_the_last_runs_have_not_used_them(store: Store, tmp_path: Path) -> None:
+    def write(text: str, out: Path) -> dict[str, Any]:
+        (out / "text").write_text(text)
+        return {}
+
+    shop = Workshop(store.root / "clean" / ".parts")
+    old, used = shop.made("text", write, [Piece("old", 1), Piece("used", 2)])
+    os.utime(old.path, (1, 1))
+    link(old.path / "text", tmp_path / "elsewhere")
+    ran(store, "1", "completed", made(store, "collect", "a"))
+    os.utime(store.root / "runs" / "1" / "recipe.yaml", (100, 100))
+    items = garbage(store, keep_runs=1, keep=[])
+    assert [item.path for item in items] == [old.path]
+    assert items[0].bytes == (old.path / "manifest.json").stat().st_size, "its text is held elsewhere too"
+    delete(items)
+    assert (tmp_path / "elsewhere").read_text() == "old"
+    assert shop.made("text", write, [Piece("used", 2)])[0].path == used.path
 
 
 def test_leftovers_are_garbage(store: Store) -> None:

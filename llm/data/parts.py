@@ -95,12 +95,14 @@ class Workshop:
         return [_present(parts[key], self.folder / key) for key in keys]
 
     def _found(self, key: str) -> Part | None:
-        """The part under this key; a damaged one is set aside."""
+        """The part under this key, marked as used; a damaged one is set aside."""
         path = self.folder / key
         if not path.is_dir():
             return None
         try:
-            return Part(path, verified_manifest(path))
+            part = Part(path, verified_manifest(path))
+            os.utime(path)  # for `gc`: it is in use
+            return part
         except ArtifactError:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_name(f".corrupt-{key}-{uuid.uuid4().hex[:8]}"))
