@@ -28,7 +28,7 @@ from llm.data.sources.config import Limits
 Parse = Callable[[Any, str, BinaryIO, int], Iterator[Document | Quarantined]]  # (source, name, stream, its size)
 
 READ, FOUND, DONE = b"r", b"f", b"d"
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES, MOST_BYTES = 1 << 18, 1 << 20  # of the file, asked for at once
 MESSAGE_BYTES = 1 << 28
 PATIENCE = 20  # how much longer than computing may the child take by the clock
 ROOT = Path(__file__).parents[3]
@@ -125,7 +125,7 @@ class _Remote(io.RawIOBase):
         return place
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._connection.send_bytes(READ + json.dumps([self._place, len(buffer)]).encode())
+        self._connection.send_bytes(READ + json.dumps([self._place, min(len(buffer), MOST_BYTES)]).encode())
         count = self._connection.recv_bytes_into(buffer)
         self._place += count
         if self._place > self._furthest:  # going in circles is no progress
