@@ -45,6 +45,7 @@ class FilesSource(Quota):
     domain: str = "text"
     patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell; of an archive, every member is taken")
     text_field: str = Field(default="text", description="column that holds the text in a table")
+    text_format: Literal["plain", "html"] = Field(default="plain", description="html: tables hold pages, of which the main text counts")
     min_encoding_confidence: float = Field(default=0.3, ge=0, le=1, description="below it, text that isn't Unicode is undecodable")
     limits: Limits = Limits()
 
@@ -72,6 +73,7 @@ class SqlSource(Quota):
     table: str = Field(min_length=1, description="a table or a view, such as pages or public.pages")
     id_column: str = Field(default="id", min_length=1, description="unique, and indexed: the rows are read in its order")
     text_column: str = Field(default="text", min_length=1)
+    text_format: Literal["plain", "html"] = Field(default="plain", description="html: rows hold pages, of which the main text counts")
     url_column: str | None = None
     domain_column: str | None = None
     language_column: str | None = None
@@ -113,6 +115,7 @@ class HuggingFaceSource(Section):
     split: str = "train"
     revision: str | None = Field(default=None, description="40 hexadecimal digits of the hub data set's commit; a local one has none")
     text_field: str = "text"
+    text_format: Literal["plain", "html"] = Field(default="plain", description="html: records hold pages, of which the main text counts")
     domain: str = "text"
     streaming: bool = True
     max_documents: int | None = Field(default=None, ge=1)

@@ -50,7 +50,7 @@ def read(source: HuggingFaceSource, piece: tuple[str, int] | None) -> Iterator[D
     size_bytes = 0
     for number, record in enumerate(islice(_records(source, path), source.max_documents), start):
         id = f"huggingface:{prefix}#{number}"
-        found = record_document(source.kind, id, record, text_field=source.text_field, domain=source.domain)
+        found = record_document(source, id, record, text_field=source.text_field)
         size_bytes += len(found.text.encode(errors="replace")) if isinstance(found, Document) else 0
         if source.max_bytes and size_bytes > source.max_bytes:
             return

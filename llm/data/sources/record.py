@@ -6,12 +6,14 @@ from datetime import date
 from typing import Any
 
 from llm.data.document import Document, Quarantined
+from llm.data.sources.config import FilesSource, HuggingFaceSource, SqlSource
 
+TableSource = FilesSource | SqlSource | HuggingFaceSource
 FACTS = ("url", "domain", "language", "license", "created")
 
 
 def record_document(
-    source_kind: str, id: str, record: dict[str, Any], *, text_field: str, domain: str, meta: dict[str, Any] | None = None
+    source: TableSource, id: str, record: dict[str, Any], *, text_field: str, meta: dict[str, Any] | None = None
 ) -> Document | Quarantined:
     """A document from one record of a table, or what is wrong with it. The record's own facts go before the source's."""
     text = record.get(text_field)
@@ -20,7 +22,8 @@ def record_document(
     facts = {name: fact for name in FACTS if (fact := _fact(record.get(name)))}
     if not all(map(_writable, facts.values())):
         return Quarantined(id, "lone_surrogate")
-    return Document(id=id, text=text, source=source_kind, meta=meta or {}, **{"domain": domain} | facts)
+    meta = (meta or {}) | ({"format": "html"} if source.text_format == "html" else {})
+    return Document(id=id, text=text, source=source.kind, meta=meta, **{"domain": source.domain} | facts)
 
 
 def _fact(value: object) -> str:

@@ -80,7 +80,7 @@ def read(source: SqlSource, piece: Range) -> Iterator[Document | Quarantined]:
     names, digest, rows = _columns(source), hashlib.sha256(), 0
     for row in _rows(source, list(names), after=piece.after, to=piece.to, expected=piece.columns):
         record = {setting.removesuffix("_column"): row[names.index(column)] for setting, column in _named(source).items()}
-        yield record_document(source.kind, f"{place}#{record['id']}", record, text_field="text", domain=source.domain)
+        yield record_document(source, f"{place}#{record['id']}", record, text_field="text")
         digest.update(_state(source, names, row))
         rows += 1
     if (rows, digest.hexdigest()) != (piece.rows, piece.sha256):

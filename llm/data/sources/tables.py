@@ -159,7 +159,7 @@ def _python_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
 
 def _record(file: Opened, number: int, record: dict[str, Any]) -> Document | Quarantined:
     source, meta = file.source, {"path": file.name}
-    return record_document("files", f"{file.id}#{number}", record, text_field=source.text_field, domain=source.domain, meta=meta)
+    return record_document(source, f"{file.id}#{number}", record, text_field=source.text_field, meta=meta)
 
 
 def _as_utf8(file: Opened, min_confidence: float | None = None) -> BinaryIO:
