@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from llm.data.document import KEEP, Document, Verdict
@@ -46,4 +47,6 @@ def recognised(text: str, sample_characters: int) -> tuple[str, float]:
 
 @functools.cache
 def _identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.nb_ptc = identifier.nb_ptc.astype(np.float32)  # what NumPy makes of the stored halves for every text
+    return identifier
