@@ -9,7 +9,6 @@ from typing import Any
 
 from llm.data.document import Document
 from llm.data.hashing import share
-from llm.data.repair import normalise
 from llm.data.sources import files
 from llm.data.sources.config import FilesSource
 from llm.errors import DataError
@@ -25,6 +24,8 @@ def texts(sources: Sequence[FilesSource], *, max_examples: int, max_characters: 
 
     Raises: DataError if there is none.
     """
+    from llm.data.repair import normalise  # brings libraries that a cached run, which only asks for the snapshot, can do without
+
     drawn = heapq.nsmallest(
         max_examples, ((share(document.id, "example"), document.id, document.text[:max_characters]) for document in _read(sources))
     )

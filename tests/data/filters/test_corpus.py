@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from llm.artifact import Ref, Store
 from llm.data.clean import clean
 from llm.data.config import CleanConfig, LabelledSet
 from llm.data.document import Document, read_shards, write_shards
 from llm.data.filters.corpus import snapshot
 from llm.data.parts import Workshop
 from llm.data.sources.config import FilesSource
+from llm.recipe import Recipe, load
+from llm.stages import job
 
 PARAGRAPH = (
     "The harbour lay quiet that morning, and only two boats had left before dawn. Old Maren counted the nets on the quay "
@@ -132,3 +135,19 @@ def test_defaults_drop_nothing_of_the_standard_library_for_these_reasons(tmp_pat
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[d-h]*.py"))
     documents = [Document(path.name, path.read_text(), "x", domain="code", language="python") for path in paths]
     assert set(cleaned(tmp_path, documents, CleanConfig())["dropped"]) <= {"too_short"}  # type: ignore[call-overload]
+
+
+def test_the_key_of_clean_follows_evaluation_sets(tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"q": "What is it?", "a": "a boat"}) + "\n")
+    sets = [{"name": "exam", "path": str(exam), "text_field": "q", "answer_field": "a"}]
+    recipe, plain = load("tiny", {"evaluate.sets": sets}), load("tiny")
+
+    def key(recipe: Recipe) -> str:
+        parents = {"collected": Ref("collect", "0" * 20, "0" * 64, str(tmp_path))}
+        return job(recipe, Store(tmp_path / "store"), tmp_path / "run", "data.clean", parents).key
+
+    before = key(recipe)
+    assert before != key(plain)
+    exam.write_text(json.dumps({"q": "What is that?", "a": "a boat"}) + "\n")
+    assert key(recipe) != before
