@@ -37,7 +37,6 @@ _tag = re.compile(r"<[A-Za-z][^\s<>]*(?=\s)")
 _spans = re.compile(r"</?span(?:\s[^<>]*)?>", re.IGNORECASE)
 _newlines = re.compile("\r\n?")
 _controls = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufeff]")  # all but tab, line feed and form feed
-_trailing_blanks = re.compile("[ \t]+$", re.MULTILINE)
 
 
 def main_text(document: Document, config: RepairConfig) -> Edited | Verdict:
@@ -97,9 +96,9 @@ def repair(document: Document, config: RepairConfig) -> Edited | Verdict:
     """
     text = document.text
     if not is_code(document):
-        text = _decoded(text)
-        text = _trailing_blanks.sub("", text) if any(end in text for end in (" \n", "\t\n", " \r", "\t\r")) else text.rstrip(" \t")
-    text = normalise(text, config.unicode)
+        text = _decoded(_newlines.sub("\n", text))
+        text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+    text = normalise(text, "NFC" if is_code(document) else config.unicode)
     if not text.strip():
         return EMPTY
     if text == document.text:

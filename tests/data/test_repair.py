@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm.data.config import CleanConfig
 from llm.data.document import Document
+from llm.data.quality.c4 import whole_lines
 from llm.data.quality.config import RepairConfig
-from llm.data.repair import MAX_TAG_CHARACTERS, REPAIRS, _decoded, main_text, normalise, without_long_tags
+from llm.data.quality.judge import EVERY
+from llm.data.quality.text import Text
+from llm.data.repair import MAX_TAG_CHARACTERS, REPAIRS, _decoded, main_text, normalise, repair, without_long_tags
 from llm.data.steps import Edited
 
 SENTENCE = "The harbour lay quiet that morning, and only two boats had left before dawn. "
@@ -80,6 +84,24 @@ def test_long_tags_lose_their_attributes_and_nothing_else() -> None:
 )
 def test_decoding_line_by_line_is_ftfys_own(text: str) -> None:
     assert _decoded(text) == ftfy.fix_text(text, REPAIRS)
+
+
+def test_windows_line_ends_are_line_ends() -> None:
+    outcome = repair(Document("a", "é \r\nb\t\r\n\r\nc", "files"), RepairConfig())
+    assert isinstance(outcome, Edited)
+    assert outcome.document.text == "é\nb\n\nc\n"
+
+
+@pytest.mark.parametrize("text", [" " * 1_000_000 + "é", "." * 1_000_000 + "é", "\n " * 500_000 + "é", "[" * 1_000_000, "é" * 1_000_000])
+def test_long_runs_of_one_character_take_no_longer(text: str) -> None:
+    started = time.process_time()
+    document = Document("a", text, "files")
+    assert isinstance(repair(document, RepairConfig()), Edited)
+    everything = CleanConfig(rules=("basic", "gopher", "c4", "fineweb"), off=("too_long", "too_short"))
+    for rule in EVERY.values():
+        rule(Text(text), everything)
+    whole_lines(document, everything)
+    assert time.process_time() - started < 60, "a hang, not a slow machine: each takes about a second"
 
 
 @pytest.mark.parametrize(("form", "same"), [("NFC", "ﬁve ２４ ½ é\n"), ("NFKC", "five 24 1⁄2 é\n")])

@@ -22,7 +22,7 @@ from llm.data.steps import Edited
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 
 _citations = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-_sentence_ends = re.compile(r"[.?!…]+[\"'”’»)\]]*(?=\s|$)|[。！？．؟۔।॥։።]+")
+_sentence_ends = re.compile(r"(?<![.?!…])[.?!…]++[\"'”’»)\]]*+(?=\s|$)|[。！？．؟۔।॥։።]+")
 _spare_lines = re.compile(r"\n{3,}")
 
 
