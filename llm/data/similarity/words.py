@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 LONGEST_WORD_BYTES = 64
+PIECE_BYTES = 1 << 19
 
 _BLANK, _WORD, _MARK, _LEAD, _TAIL = range(5)
 _lead_bytes = {*range(0xE2, 0xEA), *range(0xEF, 0xF5)}  # U+2000-9FFF, U+F000-10FFFF
@@ -49,10 +51,14 @@ def words(texts: pa.Array) -> Words:
     borders = kinds == _MARK  # where a word, a mark or a run of blanks begins
     borders[1:] |= (kinds[1:] != kinds[:-1]) & (kinds[1:] != _TAIL)
     borders[offsets[:-1][np.diff(offsets) > 0]] = True
-    places = np.flatnonzero(borders)
-    filled = kinds[places] != _BLANK
-    starts, lengths = _cut(places[filled], np.append(places[1:], len(data))[: len(places)][filled])
-    return Words(hashes(data, starts, lengths), np.searchsorted(starts, offsets))
+    starts, found = [], []
+    for first, last in pairwise(_pieces(borders)):
+        places = np.flatnonzero(borders[first:last])
+        filled = kinds[first:last][places] != _BLANK
+        begins, lengths = _cut(places[filled], np.append(places[1:], last - first)[: len(places)][filled])
+        starts.append(begins + first)
+        found.append(hashes(data[first:last], begins, lengths))
+    return Words(np.concatenate(found), np.searchsorted(np.concatenate(starts), offsets))
 
 
 def hashes(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -92,6 +98,12 @@ def _kinds(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
         kinds[leads + place] = _TAIL
     kinds[leads[data[leads] >= 0xF0] + 3] = _TAIL
     return kinds
+
+
+def _pieces(borders: NDArray[np.bool_]) -> list[int]:
+    """Cuts at every so many bytes, each where a word begins: a huge text is worked on as far as the cache reaches."""
+    windows = ((start, borders[start : start + PIECE_BYTES]) for start in range(PIECE_BYTES, len(borders), PIECE_BYTES))
+    return [0, *(start + int(window.argmax()) for start, window in windows if window.any()), len(borders)]
 
 
 def _cut(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

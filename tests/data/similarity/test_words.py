@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from llm.data.similarity import words as module
 from llm.data.similarity.words import hashes, words
 from tests.data.similarity import slow
 
@@ -65,6 +66,14 @@ def test_neighbours_change_nothing() -> None:
     assert [found([text])[0] for text in TEXTS] == whole
     part = words(pa.array(TEXTS).slice(3, 5))
     assert part.hashes.tolist() == [each for text in whole[3:8] for each in text]
+
+
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*TEXTS, " ".join(TEXTS), "solid" * 500, "blank" + " " * 500]
+    whole = found(texts)
+    for size in (1, 7, 100):
+        monkeypatch.setattr(module, "PIECE_BYTES", size)
+        assert found(texts) == whole
 
 
 def test_no_texts_have_no_words() -> None:
