@@ -11,7 +11,7 @@ from typing import Literal
 import ftfy
 import trafilatura
 from ftfy.fixes import remove_terminal_escapes
-from lxml import etree  # type: ignore[import-untyped]
+from lxml import etree
 
 from llm.data.document import KEEP, Document, Verdict
 from llm.data.quality.code import is_code
