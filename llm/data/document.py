@@ -17,6 +17,7 @@ from llm.errors import DataError
 
 SHARD_BYTES = 32_000_000  # what one core works on for a few seconds, and holds at a time
 GROUP_BYTES = 16_000_000
+DOCUMENT_BYTES = 1_000  # that a document takes in memory beside its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ def _groups(documents: Iterable[Document], limit_bytes: int) -> Iterator[list[Do
     size_bytes = 0
     for document in documents:
         group.append(document)
-        size_bytes += len(document.text)
+        size_bytes += len(document.text) + DOCUMENT_BYTES
         if size_bytes >= limit_bytes:
             yield group
             group, size_bytes = [], 0

@@ -12,6 +12,7 @@ from llm.artifact import write_json
 from llm.data.audit.config import AuditConfig
 from llm.data.document import Document, read_documents
 from llm.data.hashing import share
+from llm.data.quality.code import is_code
 
 DIMENSIONS = ("language", "domain", "license", "year", "source")
 
@@ -60,11 +61,6 @@ def facts(document: Document) -> dict[str, str]:
     """Where the document comes from, by dimension; `unknown` where nobody said."""
     found = {name: getattr(document, name) for name in ("language", "domain", "license", "source")} | {"year": document.created[:4]}
     return {name: value or "unknown" for name, value in found.items()}
-
-
-def is_code(document: Document) -> bool:
-    """Whether sentences would be none."""
-    return document.domain == "code" or document.language == "python"
 
 
 def about(text: str, groups: Mapping[str, str]) -> Iterator[tuple[str, str]]:

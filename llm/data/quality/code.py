@@ -17,7 +17,7 @@ _alphanumerics = re.compile(r"[^\W_]+")
 
 def is_code(document: Document) -> bool:
     """Is this a program, rather than prose about one?"""
-    return document.domain == "code" or document.language == "python"
+    return document.domain == "code" or document.language == "python" or document.meta.get("format") == "code"
 
 
 def few_alphanumerics(text: Text, config: CleanConfig) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lxml import etree  # type: ignore[import-untyped]
+from lxml import etree
 
 from llm.data.sources.crawl.urls import canonical
 from llm.data.sources.decoding import decoded_page

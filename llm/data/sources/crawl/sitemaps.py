@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 
-from lxml import etree  # type: ignore[import-untyped]
+from lxml import etree
 
 from llm.data.sources.crawl.fetch import Kind
 from llm.data.sources.crawl.inflate import GZIP_MAGIC, Inflater
