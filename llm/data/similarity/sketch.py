@@ -64,9 +64,11 @@ def shingles(words: Words, size: int) -> tuple[NDArray[np.uint32], NDArray[np.in
     short = np.flatnonzero((lengths > 0) & (lengths < size))
     runs[words.borders[short]] = _short_runs(words, short)
     counts = np.where(lengths > 0, np.maximum(lengths - size + 1, 1), 0)
-    texts = np.repeat(np.arange(len(counts)), counts)
-    places = np.arange(len(texts)) + np.repeat(words.borders[:-1] - (np.cumsum(counts) - counts), counts)
-    found = np.sort(texts.astype(np.uint64) << _half | mix(runs[places]) >> _half)
+    places = np.arange(counts.sum()) + np.repeat(words.borders[:-1] - (np.cumsum(counts) - counts), counts)
+    found = mix(runs[places])
+    found >>= _half
+    found |= np.repeat(np.arange(len(counts), dtype=np.uint64) << _half, counts)
+    found.sort()
     found = found[np.append(True, found[1:] != found[:-1])[: len(found)]]
     return found.astype(np.uint32), np.bincount((found >> _half).astype(np.int64), minlength=len(counts))
 
