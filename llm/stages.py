@@ -33,7 +33,12 @@ class Stage:
 
 
 STAGES = {
-    "collect": Stage(("llm.data.collect",), ("collect",), ("pyarrow", "charset-normalizer", "fastwarc", "fsspec", "lxml", "protego", "zstandard"), observe.sources),
+    "collect": Stage(
+        ("llm.data.collect",),
+        ("collect",),
+        ("pyarrow", "charset-normalizer", "datasets", "fastwarc", "fsspec", "lxml", "protego", "sqlalchemy", "zstandard"),
+        observe.sources,
+    ),
     "clean": Stage(("llm.data.clean",), ("clean", "evaluate.sets"), ("ftfy", "trafilatura", "pyarrow", "scikit-learn"), observe.judges),
     "dedup": Stage(("llm.data.dedup",), ("dedup",), ("numpy", "pyarrow")),
     "tokenize": Stage(("llm.data.encode",), ("tokenize",), ("sentencepiece", "tokenizers"), observe.vocabulary),

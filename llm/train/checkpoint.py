@@ -258,7 +258,7 @@ def _step_back() -> None:
 def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Save the shards of every worker; the first worker's failure is raised on all of them."""
     try:
-        with _no_advice(), serialization.patch("save.compute_crc32", False):  # the manifest's sha256 says more
+        with _no_advice(), cast(Any, serialization).patch("save.compute_crc32", False):  # the manifest's sha256 says more
             state_dict_saver.save(state, checkpoint_id=folder, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
