@@ -124,7 +124,7 @@ class TokenizerConfig(Section):
     @model_validator(mode="after")
     def _named(self) -> TokenizerConfig:
         if (self.kind == "imported") != (self.path is not None):
-            raise ValueError("a tokenizer is imported from a path; set tokenize.tokenizer.kind to imported and path to its file, or neither")
+            raise ValueError("a tokenizer is imported from a path; set tokenize.tokenizer.kind to imported, and its path, or neither")
         return self
 
 

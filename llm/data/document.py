@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def _groups(documents: Iterable[Document], limit_bytes: int) -> Iterator[list[Do
 
 
 def _to_row(document: Document) -> dict[str, str]:
-    return asdict(document) | {"meta": json.dumps(document.meta, sort_keys=True)}
+    return {name: getattr(document, name) for name in SCHEMA.names} | {"meta": json.dumps(document.meta, sort_keys=True)}
 
 
 def _from_row(row: dict[str, Any]) -> Document:

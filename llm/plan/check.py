@@ -18,7 +18,7 @@ from llm.train.config import TrainConfig
 from llm.train.parallel import check as layout_check
 
 FREE_DISK_BYTES = 200_000_000  # kept free for logs, databases and the system
-TEXT_COPIES = 5  # raw, clean, deduplicated, token rows, the one being written
+TEXT_COPIES = 6  # raw, repaired, clean, deduplicated, token rows, the one being written
 WEIGHT_COPIES = 10  # two checkpoints with optimizer state (3 each), final weights, two exports, one being written
 PACKED = (".gz", ".zst", ".parquet")  # files whose size says little about their text
 BYTES_PER_PIECE = 4  # a vocabulary of V pieces can't be learnt from fewer than about 4 V bytes of text
