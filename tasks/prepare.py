@@ -17,6 +17,7 @@ from llm.recipe import Recipe
 from llm.run import refs
 from llm.stages import STAGES, Job
 from tasks.policy import policy, produce
+from tasks.progress import counted
 
 
 @task(**policy("collect"))
@@ -75,10 +76,10 @@ def _spread(job: Job, function: Callable[[Any], Any], items: Sequence[Any]) -> I
     """Over the recipe's cluster if it has several workers or RAY_ADDRESS names one, and there is more than one thing to do."""
     cluster = Recipe.model_validate(job.recipe).cluster
     if len(items) < 2 or (cluster.workers == 1 and "RAY_ADDRESS" not in os.environ):
-        yield from one_by_one(function, items)
+        yield from counted(job, one_by_one(function, items), len(items))
         return
     from llm.cluster.connect import connected
     from llm.cluster.spread import on_ray
 
     with connected(cluster, Path(job.store)):
-        yield from on_ray(function, items, code=STAGES[job.stage].code)
+        yield from counted(job, on_ray(function, items, code=STAGES[job.stage].code), len(items))

@@ -1,4 +1,4 @@
-"""Training made visible while it runs: a bar on a terminal, lines elsewhere, a progress artifact in Prefect."""
+"""Work made visible while it is done: a bar on a terminal, lines elsewhere, a progress artifact in Prefect."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
@@ -41,6 +42,19 @@ def followed(job: Job, work: Path, steps: int) -> Iterator[None]:
         thread.join()
 
 
+def counted(job: Job, pieces: Iterator[Any], total: int) -> Iterator[Any]:
+    """The same pieces as they are finished; whoever waits longer than a moment sees how many of `total` are."""
+    artifact, due = None, time.monotonic() + ARTIFACT_EVERY_SECONDS
+    for number, piece in enumerate(pieces, start=1):
+        if time.monotonic() >= due or (artifact and number == total):
+            due = time.monotonic() + ARTIFACT_EVERY_SECONDS
+            print(f"{job.node:15} {number} of {total} pieces", flush=True)
+            with _told():
+                artifact = artifact or _new_artifact(job, "pieces")
+                update_progress_artifact(artifact, progress=100.0 * number / total, description=f"{number} of {total} pieces of {job.node}")
+        yield piece
+
+
 def _follow(job: Job, path: Path, steps: int, stop: threading.Event) -> None:
     """Hand every new record to the screen, to Prefect and to the run's metrics."""
     position = path.stat().st_size if path.is_file() else 0
@@ -59,11 +73,24 @@ def _follow(job: Job, path: Path, steps: int, stop: threading.Event) -> None:
 
 
 def _show(artifact: _Artifact, record: dict[str, Any], *, last: bool) -> None:
-    """Tell Prefect; a server that is away for a moment must not end the following of a long training."""
-    try:
+    """Tell Prefect."""
+    with _told():
         artifact.show(record, last=last)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """A server that is away for a moment must not end long work."""
+    try:
+        yield
     except (httpx.HTTPError, PrefectException):
         log.warning("progress could not be told to Prefect", exc_info=True)
+
+
+def _new_artifact(job: Job, units: str) -> UUID:
+    """A progress artifact of the task that runs, at nothing."""
+    description = f"{units} of {job.node}"
+    return cast(UUID, create_progress_artifact(progress=0.0, key=f"progress-{job.stage}", description=description))
 
 
 def _read(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
@@ -130,9 +157,7 @@ class _Artifact:
     """The progress artifact of the task that runs."""
 
     def __init__(self, job: Job, steps: int) -> None:
-        self.steps, self.due = steps, 0.0
-        description = f"steps of {job.node}"
-        self.id = cast(UUID, create_progress_artifact(progress=0.0, key=f"progress-{job.stage}", description=description))
+        self.steps, self.due, self.id = steps, 0.0, _new_artifact(job, "steps")
 
     def show(self, record: dict[str, Any], *, last: bool) -> None:
         if last or record["seconds"] >= self.due:

@@ -1,0 +1,32 @@
+"""What a person sees of data work while it is done."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.progress import counted
+from tests.tasks.counting import JOB
+
+
+def test_pieces_are_counted_in_prefect_and_handed_on(tmp_path: Path) -> None:
+    program = Path(__file__).parent / "counting.py"
+    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "4 of 4 pieces" in done.stdout
+    with sqlite3.connect(next(tmp_path.rglob("*.db"))) as connection:
+        told = connection.execute("select data, description from artifact where key = 'progress-clean'").fetchall()
+    assert [(float(data), description) for data, description in told] == [(100.0, "4 of 4 pieces of data.clean")]
+
+
+def test_quick_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def pieces() -> Iterator[int]:
+        yield from range(3)
+
+    assert list(counted(JOB, pieces(), 3)) == [0, 1, 2]
+    assert capsys.readouterr().out == ""
