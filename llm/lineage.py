@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +106,20 @@ def garbage(store: Store, *, keep_runs: int, keep: Collection[Path]) -> list[Gar
     """Artifacts that neither the last completed runs nor those to keep descend from, parts that those runs haven't used,
     and what killed attempts left.
 
-    The work folder of the newest run stays unless it completed: the same command would continue there.
+    Work folders and parts stay unless the newest run completed: the same command would continue there.
     """
-    kept = {found.path for root in _roots(store, keep_runs, keep) for _, found in ancestors(store, root)}
+    kept = {found.path: found for root in _roots(store, keep_runs, keep) for _, found in ancestors(store, root)}
     unused = [artifact.path for artifact in store.all() if artifact.path not in kept]
     patterns = ["*/.corrupt-*", "*/.tmp-*"] + ([] if _unfinished(store) else ["*/.work-*"])
     unused += [path for pattern in patterns for path in sorted(store.root.glob(pattern))]
-    unused += _unused_parts(store, keep_runs)
+    unused += [] if _unfinished(store) else _unused_parts(store, kept.values())
     return [Garbage(path, _freed(path)) for path in unused]
 
 
-def _unused_parts(store: Store, keep_runs: int) -> list[Path]:
-    """Parts that none of the last completed runs has used, and what was set aside among them."""
-    last = [summary for summary in summaries(store) if summary["state"] == "completed"][-keep_runs:] if keep_runs else []
-    begins = [(store.root / "runs" / summary["run_id"] / "recipe.yaml").stat().st_mtime for summary in last]
-    first = min(begins, default=0.0 if keep_runs else time.time())
+def _unused_parts(store: Store, kept: Collection[Artifact]) -> list[Path]:
+    """Parts that were last used before the oldest of the artifacts that are kept was made, and what was set aside among them."""
+    made = [datetime.fromisoformat(artifact.manifest["created"]).timestamp() - artifact.manifest["wall_seconds"] for artifact in kept]
+    first = min(made, default=time.time())
     return [path for path in sorted(store.root.glob("*/.parts/*")) if path.stat().st_mtime < first]
 
 

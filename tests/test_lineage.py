@@ -27,7 +27,6 @@ def made(store: Store, stage: str, key: str, *parents: Artifact) -> Artifact:
 def ran(store: Store, name: str, state: str, *artifacts: Artifact) -> None:
     folder = store.root / "runs" / name
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").touch()
     stages = {"data": {artifact.ref.stage: {"path": str(artifact.path), "state": "computed"} for artifact in artifacts}}
     (folder / "summary.json").write_text(json.dumps({"run_id": name, "state": state, "stages": stages if artifacts else {}}))
 
@@ -84,8 +83,11 @@ def test_parts_go_when_the_last_runs_have_not_used_them(store: Store, tmp_path: 
     old, used = shop.made("text", write, [Piece("old", 1), Piece("used", 2)])
     os.utime(old.path, (1, 1))
     link(old.path / "text", tmp_path / "elsewhere")
-    ran(store, "1", "completed", made(store, "collect", "a"))
-    os.utime(store.root / "runs" / "1" / "recipe.yaml", (100, 100))
+    collected = made(store, "collect", "a")
+    ran(store, "1", "running", collected)
+    assert old.path not in [item.path for item in garbage(store, keep_runs=1, keep=[])], "the next run continues with them"
+    os.utime(used.path)
+    ran(store, "2", "completed", collected)
     items = garbage(store, keep_runs=1, keep=[])
     assert [item.path for item in items] == [old.path]
     assert items[0].bytes == (old.path / "manifest.json").stat().st_size, "its text is held elsewhere too"

@@ -104,7 +104,7 @@ def growth(corpora: list[Path], folder: Path) -> Iterator[dict[str, Any]]:
     runs = [[run(Path(sys.executable), "ours", texts, folder) for _ in range(REPEATS)] for texts in corpora]
     seconds = [statistics.median(each["cpu_seconds"] for each in some) for some in runs]
     speeds = [megabytes(texts) / each for texts, each in zip(corpora, seconds, strict=True)]
-    equal = all(min(quality(some[0]["kept"], texts)) >= ENOUGH for some, texts in zip(runs, corpora, strict=True))
+    equal = all(min(quality(each["kept"], texts)) >= ENOUGH for some, texts in zip(runs, corpora, strict=True) for each in some)
     for count, speed in zip(DOCUMENTS, speeds, strict=True):
         yield row(f"{count:,} documents, all in", speed, "MB per CPU second", "≥ 30", speed >= 30, equal=equal)
     if len(corpora) > 1:
@@ -112,7 +112,8 @@ def growth(corpora: list[Path], folder: Path) -> Iterator[dict[str, Any]]:
         yield row("CPU time grows as N to the power of", exponent, "", "≤ 1.05", exponent <= 1.05, equal=equal)
         draw(list(zip(DOCUMENTS, seconds, strict=True)), HERE / "R3_growth.svg")
     peak = max(each["peak_bytes"] for each in runs[-1]) / 2**30
-    yield row(f"{DOCUMENTS[-1]:,} documents: peak memory", peak, "GiB", "≤ 4 at 1,000,000", peak <= 4, equal=equal)
+    enough = DOCUMENTS[-1] >= 1_000_000  # to say whether the goal is met
+    yield row(f"{DOCUMENTS[-1]:,} documents: peak memory", peak, "GiB", "≤ 4 at 1,000,000", peak <= 4 if enough else None, equal=equal)
 
 
 def corpus(count: int, folder: Path) -> Path:

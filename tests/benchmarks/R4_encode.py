@@ -1,6 +1,6 @@
 """R4: MB of text per second of processor time, encoded with a 32 k BPE and a 32 k unigram, against sentencepiece and tokenizers.
 
-    TRAINYARD_R4_MB=10 TRAINYARD_R4_REPEATS=1 make bench ONLY=R4       less text, once instead of three times
+    TRAINYARD_R4_MB=10 TRAINYARD_R4_REPEATS=1 make bench ONLY=R4       less text, once instead of five times
 
 The text is what Python and its packages bring: sources and documentation. Every measurement is a process of its own
 (tests/benchmarks/peers/encode_*.py) that begins without any word known, and reports the sha256 of all ids; the seconds are those of
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 PEERS = Path(__file__).parent / "peers"
 HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
 MEGABYTES = float(os.environ.get("TRAINYARD_R4_MB", "100"))
-REPEATS = int(os.environ.get("TRAINYARD_R4_REPEATS", "3"))
+REPEATS = int(os.environ.get("TRAINYARD_R4_REPEATS", "5"))
 VOCAB_SIZE = int(os.environ.get("TRAINYARD_R4_VOCAB", "32000"))
 LEARNED_BYTES = 10_000_000
 MAX_CHARACTERS = 200_000  # a longer file is generated, not written

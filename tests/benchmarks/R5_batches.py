@@ -29,7 +29,7 @@ MEGABYTES = float(os.environ.get("TRAINYARD_R5_MB", "1000"))
 PACKAGES = {"litdata": ["litdata==0.2.76"], "streaming": ["mosaicml-streaming==0.13.0"], "datasets": ["datasets==5.2.0"]}
 ROW_TOKENS, BATCH, VOCAB_SIZE = 1024, 32, 50_304
 RESUME_BATCH, PEERS_RESUME_BATCH = 100_000, 2_000  # peers get there by reading all that comes before
-REPEATS = 3
+REPEATS = 5
 Case = dict[str, Any]
 
 
