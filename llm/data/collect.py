@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from llm.artifact import write_json
 from llm.data.config import CollectConfig
-from llm.data.document import Books, Document, Quarantined, concatenate, write_json_lines, write_shards
+from llm.data.document import Books, Document, Quarantined, concatenate, json_line, write_json_lines, write_shards
 from llm.data.news import news
 from llm.data.parts import Piece, Workshop, link
 from llm.data.selection import INDEX, Batch, all_of, chosen_shards, gone_since, joined, within_quota
@@ -26,6 +26,7 @@ from llm.data.sources.crawl import reader as crawl
 from llm.errors import DataError
 
 CAPPED_WHILE_READING = ("huggingface", "installed")  # their caps end the reading, or count by domain
+INDEX_LINES = 10_000  # held at a time
 
 
 def snapshot(config: CollectConfig) -> dict[str, Any]:
@@ -108,28 +109,33 @@ def _account(books: Books, *, over_quota: int, seen: int) -> Books:
 def read_piece(value: tuple[Source, Any], out: Path) -> dict[str, Any]:
     """The documents of one piece of a source, as shards with their index, and its quarantine; its books."""
     source, piece = value
-    books, quarantined, index = Books(), list[Quarantined](), list[dict[str, Any]]()
-    write_shards(out, _readable(READERS[source.kind].read(source, piece), books, quarantined, index))
-    write_json_lines(out / "quarantine.jsonl", ({"id": each.id, "reason": each.reason} for each in quarantined))
-    pq.write_table(pa.Table.from_pylist(index, INDEX), out / "index.parquet")
+    books = Books()
+    with (
+        (out / "quarantine.jsonl").open("w", encoding="utf-8", newline="\n") as quarantine,
+        pq.ParquetWriter(out / "index.parquet", INDEX) as index,
+    ):
+        write_shards(out, _readable(READERS[source.kind].read(source, piece), books, quarantine, index))
     books.check()
     return books.to_dict()
 
 
-def _readable(
-    found: Iterable[Document | Quarantined], books: Books, quarantined: list[Quarantined], index: list[dict[str, Any]]
-) -> Iterator[Document]:
+def _readable(found: Iterable[Document | Quarantined], books: Books, quarantine: TextIO, index: pq.ParquetWriter) -> Iterator[Document]:
     """Documents that can be worked with; books, quarantine and index fill up on the way."""
+    lines: list[dict[str, Any]] = []
     for each in found:
         reason = _defect(each.text) if isinstance(each, Document) else each.reason
         if reason or isinstance(each, Quarantined):
             books.quarantine(reason)
-            quarantined.append(Quarantined(each.id, reason))
+            quarantine.write(json_line({"id": each.id, "reason": reason}))
         else:
             books.keep()
             text = each.text.encode()
-            index.append({"id": each.id, "source": each.source, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})
+            lines.append({"id": each.id, "source": each.source, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})
+            if len(lines) == INDEX_LINES:
+                index.write_table(pa.Table.from_pylist(lines, INDEX))
+                lines.clear()
             yield each
+    index.write_table(pa.Table.from_pylist(lines, INDEX))
 
 
 def _refuse_twins(index: pa.Table) -> None:

@@ -149,8 +149,12 @@ def read_shards(folder: Path, name: str = "documents") -> Iterator[Document]:
 def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """One compact JSON object per line, keys sorted."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n")
+        file.writelines(map(json_line, records))
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """A record as one line of JSON."""
+    return json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def concatenate(paths: Iterable[Path], target: Path) -> None:
