@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from fnmatch import fnmatchcase
 
 from llm.data.document import KEEP, Document, Verdict
@@ -24,6 +25,7 @@ NAMES = {
     "boost software 1.0": "BSL-1.0", "artistic-2.0": "Artistic-2.0", "hpnd": "HPND", "zpl 2.1": "ZPL-2.1", "zpl-2.1": "ZPL-2.1",
     "eupl-1.2": "EUPL-1.2", "public domain": "CC0-1.0", "cc0": "CC0-1.0", "cc0-1.0": "CC0-1.0", "odc-by": "ODC-By-1.0",
     "odc-by-1.0": "ODC-By-1.0", "odbl": "ODbL-1.0", "odbl-1.0": "ODbL-1.0", "gfdl": "GFDL-1.3-or-later",
+    "gfdl-1.3-or-later": "GFDL-1.3-or-later",
 }  # fmt: skip
 _gnu = re.compile(
     r"(?:gnu )?(?P<kind>affero gpl|affero general public|lesser general public|library general public|general public|[al]?gpl)"
@@ -37,40 +39,93 @@ _creative = re.compile(
 )
 _zero = re.compile(r"(?:https?://)?(?:www\.)?creativecommons\.org/publicdomain/(?:zero|mark)/1\.0/?.*")
 _filler = re.compile(r"\b(?:the|licen[cs]es?|licen[cs]ed|software licen[cs]e|under|version|v(?=[0-9]))\b|[\",;]|\(.*\)|osi approved ::")
-_operators = re.compile(r"\s+(OR|AND)\s+")
+_symbols = re.compile(r"([()]|(?<![^\s()])(?:AND|OR)(?![^\s()]))")
+_exception = re.compile(r" WITH [\w.-]*(?:exception|syscall-note)[\w.-]*", re.IGNORECASE)
+SYMBOLS = {"(", ")", "AND", "OR"}
+MAX_SIDES = 1_000  # of an expression; AND over OR multiplies them
+
+Sides = list[list[str]]
 
 
 def judge_licence(document: Document, config: LicenceConfig) -> Verdict:
     """Drops what its licence, or the lack of one, doesn't allow to learn from.
+
+    A name without an SPDX id is matched as it stands: who lists what may pass has not listed it otherwise.
 
     Source: The Stack keeps permissive licences only, https://arxiv.org/abs/2211.15533, section 2; ids and expressions are those
     of SPDX 2.3, annex D: of an OR one side has to be allowed, of an AND both.
     """
     if not (config.allow or config.deny or config.drop_unknown):
         return KEEP
-    ids = alternatives(document.license)
-    if not ids:
-        return UNKNOWN if config.drop_unknown else KEEP
-    return KEEP if any(all(_allowed(id, config) for id in together) for together in ids) else REFUSED
+    sides = alternatives(document.license)
+    known = [side for side in sides if all(map(spdx, side))]
+    if config.drop_unknown and not known:
+        return UNKNOWN
+    if not sides:
+        return KEEP
+    judged = known if config.drop_unknown else sides
+    return KEEP if any(all(_allowed(id, config) for id in side) for side in judged) else REFUSED
 
 
-def alternatives(licence: str) -> list[list[str]]:
-    """The ids of an expression: one list for each side of an OR; nothing if some part has no id.
+def alternatives(licence: str) -> Sides:
+    """What an expression offers: for each choice the ids that hold together, or the name where there is no id.
+
+    Nothing for an empty field. What doesn't follow the grammar is one name.
 
     Example:
-        >>> alternatives("Apache License 2.0 OR (MIT AND CC-BY-4.0)")
-        [['Apache-2.0'], ['MIT', 'CC-BY-4.0']]
-        >>> alternatives("see LICENSE.txt")
-        []
+        >>> alternatives("Apache License 2.0 AND (MIT OR CC-BY-4.0)")
+        [['Apache-2.0', 'MIT'], ['Apache-2.0', 'CC-BY-4.0']]
+        >>> alternatives("see LICENSE.txt"), alternatives("MIT AND (BSD")
+        ([['see LICENSE.txt']], [['MIT AND (BSD']])
     """
-    sides = [[spdx(each) for each in side.split(" AND ")] for side in _unwrapped(licence).split(" OR ")]
-    return [[id for id in side if id] for side in sides] if all(all(side) for side in sides) else []
+    name = " ".join(licence.split())
+    words = deque(word.strip() for word in _symbols.split(_exception.sub("", name)) if word.strip())
+    try:
+        sides = _either(words) if words else []
+    except (ValueError, RecursionError):
+        return [[name]]
+    return [[name]] if words else sides
 
 
-def _unwrapped(expression: str) -> str:
-    """Without the parentheses around a part of an expression; exceptions (WITH) only add permissions."""
-    parts = _operators.split(re.sub(r"\s+WITH\s+[\w.-]+", "", expression))
-    return "".join(f" {part} " if part in ("OR", "AND") else part.strip().removeprefix("(").removesuffix(")") for part in parts)
+def _either(words: deque[str]) -> Sides:
+    """Takes an expression off the words: terms with OR between them.
+
+    Raises: ValueError if there is none.
+    """
+    sides = _both(words)
+    while words and words[0] == "OR":
+        words.popleft()
+        sides += _both(words)
+    return sides
+
+
+def _both(words: deque[str]) -> Sides:
+    """Takes a term off the words: parts with AND between them, which binds more tightly."""
+    sides = _part(words)
+    while words and words[0] == "AND":
+        words.popleft()
+        others = _part(words)
+        if len(sides) * len(others) > MAX_SIDES:
+            raise ValueError("too many sides")
+        sides = [left + right for left in sides for right in others]
+    return sides
+
+
+def _part(words: deque[str]) -> Sides:
+    """Takes a name, or an expression in parentheses, off the words."""
+    word = words.popleft() if words else ")"
+    if word == "(":
+        sides = _either(words)
+        if not words or words.popleft() != ")":
+            raise ValueError("not closed")
+        return sides
+    if word in SYMBOLS:
+        raise ValueError("no name")
+    if len(words) > 2 and words[0] == "(" and words[1] not in SYMBOLS and words[2] == ")":  # The MIT License (MIT)
+        word += f" ({words[1]})"
+        for _ in range(3):
+            words.popleft()
+    return [[spdx(word) or spdx(word.removesuffix("+")) or word]]
 
 
 def spdx(name: str) -> str:
@@ -94,7 +149,11 @@ def spdx(name: str) -> str:
 
 
 def _allowed(id: str, config: LicenceConfig) -> bool:
-    def named(patterns: tuple[str, ...]) -> bool:
-        return any(fnmatchcase(id.lower(), pattern.lower()) for pattern in patterns)
+    versionless = () if spdx(id) else (f"{id}-",)  # GPL without a version is denied by GPL-*
+    return not _named((id, *versionless), config.deny) and (not config.allow or _named((id,), config.allow))
 
-    return not named(config.deny) and (not config.allow or named(config.allow))
+
+def _named(ids: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    """Whether one is meant by a pattern, which may itself be another name of a licence."""
+    lower = [(spdx(pattern) or pattern).lower() for pattern in patterns]
+    return any(fnmatchcase(id.lower(), pattern) for id in ids for pattern in lower)
