@@ -41,7 +41,7 @@ class FilesSource(Quota):
     """
 
     kind: Literal["files"] = "files"
-    path: str = Field(min_length=1, description="a local path, or a URL such as s3://bucket/folder")
+    path: str = Field(min_length=1, description="local, or a URL such as s3://bucket/folder; hidden files and folders below it are skipped")
     domain: str = "text"
     patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell; of an archive, every member is taken")
     text_field: str = Field(default="text", description="column that holds the text in a table")
@@ -54,8 +54,14 @@ class WarcSource(Quota):
     """Pages of web archives: a .warc or .wet file, a folder of them, or a list of them such as Common Crawl's warc.paths.gz."""
 
     kind: Literal["warc"] = "warc"
-    path: str = Field(min_length=1, description="local or a URL: .warc .wet, a folder, or a list .paths .txt; each also as .gz")
-    base_url: str = Field(default="", description="goes before each line of a list, such as https://data.commoncrawl.org/")
+    path: str = Field(
+        min_length=1, description="local or a URL: .warc .wet, a folder without what is hidden, or a list .paths .txt; each also as .gz"
+    )
+    base_url: str = Field(
+        default="",
+        description="the folder below which each line of a list lies, such as https://data.commoncrawl.org/; by default the list's own."
+        " Whom it names is asked without the crawl's check for public addresses",
+    )
     max_files: int | None = Field(default=None, ge=1, description="take only so many of them, from the first on")
     domain: str = "web"
     min_encoding_confidence: float = Field(default=0.3, ge=0, le=1, description="below it, text that isn't Unicode is undecodable")
@@ -83,6 +89,8 @@ class SqlSource(Quota):
     only: dict[str, str | int | bool] = Field(default={}, description="rows with these values in these columns; by default all")
     domain: str = Field(default="text", description="of rows that name none")
     page_rows: int = Field(default=500, ge=1, description="rows held at a time")
+    page_bytes: int = Field(default=32_000_000, ge=1, description="of text held at a time, or one text that has more")
+    max_document_bytes: int = Field(default=8_000_000, ge=1, description="of one text with its facts; a larger one is quarantined")
     piece_rows: int = Field(default=20_000, ge=1, description="rows of a range that is read, and read again, for itself; on average")
     tries: int = Field(default=4, ge=1, description="connections in a row that may be lost without a row read")
 
@@ -117,6 +125,7 @@ class HuggingFaceSource(Section):
     text_field: str = "text"
     text_format: Literal["plain", "html"] = Field(default="plain", description="html: records hold pages, of which the main text counts")
     domain: str = "text"
+    max_document_bytes: int = Field(default=8_000_000, ge=1, description="of one text with its facts; a larger one is quarantined")
     streaming: bool = True
     max_documents: int | None = Field(default=None, ge=1)
     max_bytes: int | None = Field(default=None, ge=1)

@@ -60,6 +60,7 @@ def snapshot(source: SqlSource) -> dict[str, Any]:
     listed = [{"path": f"{source.table} up to {each.to}", "rows": each.rows, "sha256": each.sha256} for each in ranges]
     return {
         "kind": source.kind,
+        "database": _identity(_url(source)),
         "table": source.table,
         "columns": [list(each) for each in ranges[0].columns] if ranges else [],
         "ranges": listed,
@@ -68,11 +69,12 @@ def snapshot(source: SqlSource) -> dict[str, Any]:
 
 def pieces(source: SqlSource, home: Path) -> list[Piece]:
     """The ranges, each with about `piece_rows` rows."""
-    return [Piece(each, [each.columns, each.rows, each.sha256]) for each in _ranges(source)]
+    database = _identity(_url(source))
+    return [Piece(each, [database, each.columns, each.rows, each.sha256]) for each in _ranges(source)]
 
 
 def read(source: SqlSource, piece: Range) -> Iterator[Document | Quarantined]:
-    """A document per row of the range. Ids are `sql:<database>/<table>#<id>`.
+    """A document per row of the range; a text above `max_document_bytes` is quarantined. Ids are `sql:<database>/<table>#<id>`.
 
     Raises: SourceError if the database can't be reached, or doesn't hold what was listed any more.
     """
@@ -80,7 +82,8 @@ def read(source: SqlSource, piece: Range) -> Iterator[Document | Quarantined]:
     names, digest, rows = _columns(source), hashlib.sha256(), 0
     for row in _rows(source, list(names), after=piece.after, to=piece.to, expected=piece.columns):
         record = {setting.removesuffix("_column"): row[names.index(column)] for setting, column in _named(source).items()}
-        yield record_document(source, f"{place}#{record['id']}", record, text_field="text")
+        id, too_large = f"{place}#{record['id']}", row[-1] > source.max_document_bytes
+        yield Quarantined(id, "too_large") if too_large else record_document(source, id, record, text_field="text")
         digest.update(_state(source, names, row))
         rows += 1
     if (rows, digest.hexdigest()) != (piece.rows, piece.sha256):
@@ -136,7 +139,7 @@ def _id(source: SqlSource, row: Sequence[Any]) -> str:
 def _rows(
     source: SqlSource, names: list[str], *, expected: tuple[tuple[str, str], ...], after: Any = None, to: Any = None
 ) -> Iterator[Sequence[Any]]:
-    """These columns of the rows of a range by id, a page at a time in one transaction.
+    """These columns of the rows of a range by id, then the bytes of the text if it is one of them; in one transaction.
 
     If its connection is lost, another one goes on after the last row: the hash of the range tells if anything changed between.
 
@@ -149,9 +152,10 @@ def _rows(
                 if _checked_columns(source, connection) != expected:
                     remedy = "run the same command again"
                     raise SourceError("columns have changed while a table was read", transient=False, value=source.table, remedy=remedy)
-                while page := connection.execute(_page(source, names, after, to)).all():
-                    yield from page
-                    after, left = page[-1][0], source.tries
+                while sizes := connection.execute(_sizes(source, names, after, to, connection.dialect.name)).all():
+                    for end in _page_ends(sizes, source.page_bytes):
+                        yield from connection.execute(_page(source, names, after, end, connection.dialect.name)).all()
+                        after, left = end, source.tries
             return
         except SourceError as error:
             left -= 1
@@ -160,13 +164,52 @@ def _rows(
             time.sleep(min(2.0 ** (source.tries - left - 2), 30))
 
 
-def _page(source: SqlSource, names: list[str], after: Any, to: Any) -> sql.Select[Any]:
-    """The next rows after an id. Source: keyset pagination, https://use-the-index-luke.com/no-offset."""
+def _sizes(source: SqlSource, names: list[str], after: Any, to: Any, dialect: str) -> sql.Select[Any]:
+    """Id and bytes of text of the next `page_rows` rows after an id. Source: keyset pagination, https://use-the-index-luke.com/no-offset."""
+    return _selected(source, [sql.column(source.id_column), _bytes_of_text(source, names, dialect)], after, to).limit(source.page_rows)
+
+
+def _page_ends(sizes: Sequence[Sequence[Any]], page_bytes: int) -> Iterator[Any]:
+    """The last id of each page: neighbours with no more than `page_bytes` of text, or one row that alone has more.
+
+    Example:
+        >>> list(_page_ends([("a", 5), ("b", 5), ("c", 1), ("d", 99)], page_bytes=10))
+        ['b', 'c', 'd']
+    """
+    held_bytes, last = 0, None
+    for id, size_bytes in sizes:
+        if held_bytes and held_bytes + size_bytes > page_bytes:
+            yield last
+            held_bytes = 0
+        held_bytes, last = held_bytes + size_bytes, id
+    yield last
+
+
+def _page(source: SqlSource, names: list[str], after: Any, to: Any, dialect: str) -> sql.Select[Any]:
+    """The rows up to an id, without the texts that are too large to be fetched."""
+    size_bytes = _bytes_of_text(source, names, dialect)
+    text: sql.ColumnClause[Any] = sql.column(source.text_column)
+    small = sql.case((size_bytes <= source.max_document_bytes, text), else_=None)
+    return _selected(source, [*(small if name == source.text_column else sql.column(name) for name in names), size_bytes], after, to)
+
+
+def _selected(source: SqlSource, columns: Sequence[sql.ColumnElement[Any]], after: Any, to: Any) -> sql.Select[Any]:
+    """Rows of a range, by id."""
     id: sql.ColumnClause[Any] = sql.column(source.id_column)
-    query = sql.select(*map(sql.column, names)).select_from(_table(source)).order_by(id).limit(source.page_rows)
+    query = sql.select(*columns).select_from(_table(source)).order_by(id)
     query = query if after is None else query.where(id > after)
     query = query if to is None else query.where(id <= to)
     return query.where(*(sql.column(name) == value for name, value in sorted(source.only.items())))
+
+
+def _bytes_of_text(source: SqlSource, names: list[str], dialect: str) -> sql.ColumnElement[Any]:
+    """Zero where there is none, or it isn't one of the columns that are read."""
+    if source.text_column not in names:
+        return sql.literal(0)
+    text: sql.ColumnClause[Any] = sql.column(source.text_column)
+    if dialect == "sqlite":  # whose octet_length is younger than Python 3.11
+        return sql.func.coalesce(sql.func.length(sql.cast(text, types.LargeBinary)), 0)
+    return sql.func.coalesce(sql.func.octet_length(sql.cast(text, types.Text)), 0)
 
 
 def _table(source: SqlSource) -> sql.TableClause:
@@ -251,6 +294,12 @@ def _url(source: SqlSource) -> URL:
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise RecipeError("unknown kind of database", value=url.get_backend_name(), remedy="name sqlite:// or postgresql://")
     return url
+
+
+def _identity(url: URL) -> dict[str, Any]:
+    """What tells this database from others; nothing about who reads it."""
+    place = {"backend": url.get_backend_name(), "host": url.host, "port": url.port, "database": url.database}
+    return place | {name: url.query[name] for name in ("host", "hostaddr", "port", "dbname", "service") if name in url.query}
 
 
 def _database(url: URL) -> str:

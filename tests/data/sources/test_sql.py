@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy.engine import make_url
 
 from llm.artifact import canonical
 from llm.data.collect import collect
@@ -100,6 +101,64 @@ def test_rows_that_hold_no_text_are_quarantined(tmp_path: Path) -> None:
     assert [document.text for document in documents] == ["fine"]
     reasons = ["no_text_field", "no_text_field", "no_text_field", "empty", "binary", "lone_surrogate"]
     assert quarantined == {f"sql:x/pages#{number}": reason for number, reason in enumerate(reasons, 2)}
+
+
+@pytest.mark.parametrize("updated", [None, "updated"])
+def test_another_database_behind_the_same_variable_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updated: str | None
+) -> None:
+    shop = Workshop(tmp_path / "parts")
+    source, snapshots = SqlSource(url_variable="CORPUS_URL", table="pages", updated_column=updated), []
+    for name in ("prod", "staging"):
+        connection = database(tmp_path / f"{name}.db")
+        connection.execute("INSERT INTO pages VALUES (1, ?, '2026-01-01')", [f"text of {name}" if updated else "the same text"])
+        connection.commit()
+        monkeypatch.setenv("CORPUS_URL", f"sqlite:///{tmp_path}/{name}.db")
+        documents, _ = gathered(tmp_path / name, source, shop)
+        assert [(each.id, each.text) for each in documents] == [(f"sql:{name}/pages#1", f"text of {name}" if updated else "the same text")]
+        snapshots.append(seen(source))
+    assert snapshots[0] != snapshots[1]
+
+
+def test_a_database_is_identified_by_its_place_and_nothing_secret() -> None:
+    urls = ["postgresql://u:hunter2@h:1/d", "postgresql://h:2/d", "postgresql://h/e", "postgresql:///d?host=g&password=hunter2&user=u"]
+    identities = [canonical(sql._identity(make_url(url))) for url in urls]
+    assert len(set(identities)) == 4
+    assert sql._identity(make_url("postgresql://h:2/d")) == sql._identity(make_url("postgresql+psycopg://v:w@h:2/d?sslmode=require"))
+    assert "hunter2" not in str(identities)
+    assert '"u"' not in str(identities)
+
+
+def test_a_page_is_bounded_by_its_bytes_and_a_huge_text_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = database(tmp_path / "x.db")
+    texts = ["x" * 10] * 5 + ["ü" * 20_000] * 30 + ["é" * 50_001, "z" * 100_000]  # bytes: 40 000 each, then 100 002 and 100 000
+    connection.executemany("INSERT INTO pages VALUES (?, ?, '')", enumerate(texts))
+    connection.commit()
+    fetched: list[int] = []
+
+    def counted(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        fetched.append(sum(len(value.encode()) for value in row if isinstance(value, str)))
+        return row
+
+    opened, pages = sql._opened, list[int]()
+
+    def watched(path: Path) -> sqlite3.Connection:
+        connection = opened(path)
+        connection.row_factory = counted
+
+        def next_statement(statement: str) -> None:
+            pages.append(sum(fetched))
+            fetched.clear()
+
+        connection.set_trace_callback(next_statement)
+        return connection
+
+    monkeypatch.setattr(sql, "_opened", watched)
+    source = SqlSource(url=f"sqlite:///{tmp_path}/x.db", table="pages", page_bytes=100_000, max_document_bytes=100_000)
+    documents, quarantined = gathered(tmp_path / "out", source)
+    assert [document.text for document in documents] == [*texts[:35], texts[36]]
+    assert quarantined == {"sql:x/pages#35": "too_large"}
+    assert 80_000 <= max(pages) <= 101_000  # a few bytes more for the schema and the other columns
 
 
 CHANGES = [
@@ -349,7 +408,7 @@ def test_postgresql_through_a_proxy_that_cuts_gives_the_same_rows(tmp_path: Path
                 break
         assert cutter.cuts >= 3
         assert documents == expected
-        assert seen(source) == before
+        assert json.loads(seen(source))["ranges"] == json.loads(before)["ranges"]
         with pytest.raises(RecipeError, match=r"pages\.score can't be used: it holds REAL"):
             sql.snapshot(source.model_copy(update={"text_column": "score"}))
         listed = sql.pieces(source, tmp_path)
