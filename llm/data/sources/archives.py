@@ -101,7 +101,7 @@ class _Register:
     count: int = 0
 
     def admitted(self, name: str, folder: bool, regular: bool, created: str) -> Opened | Quarantined | None:
-        """The member if it is to be read, what is wrong with it, or None for what holds no text.
+        """The member if it is to be read, what is wrong with it, or None for what isn't wanted and does no harm.
 
         Raises: Refused if there are too many.
         """
@@ -109,21 +109,24 @@ class _Register:
         if self.count > self.file.source.limits.max_members:
             raise Refused("too_many_members")
         name = name.encode("utf-8", "backslashreplace").decode()
-        if not folder and (objection := self._objection(name, regular)):
-            return Quarantined(f"{self.file.id}!{name[:SHOWN_CHARACTERS]}#member{self.count}", objection)
-        if folder or not self.wanted(name):
+        leads_out = _leads_out(name)
+        if folder or not (leads_out or self.wanted(name)):
             return None
+        if objection := "unsafe_member" if leads_out or not regular else self._objection(name):
+            return Quarantined(f"{self.file.id}!{name[:SHOWN_CHARACTERS]}#member{self.count}", objection)
         self.names.add(name)
         return replace(self.file, name=f"{self.file.name}!{name}", created=created)
 
-    def _objection(self, name: str, regular: bool) -> str:
-        """Source: Zip Slip, https://security.snyk.io/research/zip-slip-vulnerability; CWE-22, CWE-59."""
-        path = PurePosixPath(name.replace("\\", "/"))
-        if not regular or len(name) > MAX_NAME_CHARACTERS or path.is_absolute() or {"..", "\0"} & {*path.parts, *name} or name[1:2] == ":":
-            return "unsafe_member"
+    def _objection(self, name: str) -> str:
         if kind(name)[0] in ARCHIVES:
             return "nested_archive"
         return "duplicate_member" if name in self.names else ""
+
+
+def _leads_out(name: str) -> bool:
+    """Source: Zip Slip, https://security.snyk.io/research/zip-slip-vulnerability; CWE-22, CWE-59."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return len(name) > MAX_NAME_CHARACTERS or path.is_absolute() or bool({"..", "\0"} & {*path.parts, *name}) or name[1:2] == ":"
 
 
 def _zip_date(entry: zipfile.ZipInfo) -> str:

@@ -54,7 +54,9 @@ class Decompressed(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         while True:
             if self._decoder.eof:
-                data = self._decoder.unused_data.lstrip(b"\0") or self._stream.read(self._input_bytes).lstrip(b"\0")  # padding
+                data = self._decoder.unused_data.lstrip(b"\0")  # padding
+                while not data and (padded := self._stream.read(self._input_bytes)):
+                    data = padded.lstrip(b"\0")
                 if not data:
                     return b""
                 self._decoder = self._fresh()

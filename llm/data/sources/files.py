@@ -16,7 +16,7 @@ from llm.data.sources.formats import ISOLATED, READERS, read_file, readable
 from llm.data.sources.isolation import ReaderProcess
 from llm.data.sources.limits import Budget
 from llm.data.sources.opened import BUFFER_BYTES, Opened, kind
-from llm.data.sources.storage import Stored, identity, opened, stored
+from llm.data.sources.storage import Stored, identified, identity, opened, refuse_changed, stored
 from llm.errors import RecipeError
 
 PIECE_BYTES, PIECE_FILES = 32_000_000, 10_000
@@ -26,12 +26,12 @@ Found = Iterator[Document | Quarantined]
 
 def snapshot(source: FilesSource) -> dict[str, Any]:
     """Name, size and sha256 of every file: a touched file changes nothing, a changed byte does."""
-    return {"kind": source.kind, "files": identity(_files(source))}
+    return {"kind": source.kind, "files": identity(identified(_files(source)))}
 
 
 def pieces(source: FilesSource, home: Path) -> list[Piece]:
     """The files in groups of about `PIECE_BYTES`, in the order of their names."""
-    return [Piece(group, identity(group)) for group in grouped(_files(source))]
+    return [Piece(group, identity(group)) for group in grouped(identified(_files(source)))]
 
 
 def grouped(files: list[Stored]) -> Iterator[list[Stored]]:
@@ -54,6 +54,8 @@ def read(source: FilesSource, piece: list[Stored]) -> Found:
 
     Ids are `files:<path from the source's folder on>`, then `!<member>` and `#<number>` where there are several, so the
     folder may move. Tables and archives are parsed by a process of their own.
+
+    Raises: SourceError if a file can't be reached, or isn't the one that was listed any more.
     """
     with ReaderProcess(source.limits) as process:
         for file in piece:
@@ -62,6 +64,7 @@ def read(source: FilesSource, piece: list[Stored]) -> Found:
                     yield from process.read(parse, source, file.name, stream, file.size_bytes)
                 else:
                     yield from parse(source, file.name, _buffered(stream), file.size_bytes)
+            refuse_changed(file)
 
 
 def parse(source: FilesSource, name: str, stream: BinaryIO, size_bytes: int) -> Found:

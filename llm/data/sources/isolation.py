@@ -55,12 +55,13 @@ class ReaderProcess:
 
         Raises: OSError of the stream itself.
         """
-        self._child = self._child or _start(self._limits)
-        connection = self._child[1]
-        connection.send((parse, source, name, size_bytes))
-        while (message := self._message()) is not None:
+        job = (parse, source, name, size_bytes)
+        connection = self._told(job) or self._told(job)  # the first child may have died before this file
+        while connection and (message := self._message()) is not None:
             if message[:1] == READ:
-                connection.send_bytes(_bytes_at(stream, *json.loads(message[1:])))
+                data = _bytes_at(stream, *json.loads(message[1:]))
+                with suppress(ConnectionError):  # it died while it waited; then there is no next message
+                    connection.send_bytes(data)
             elif message[:1] == FOUND:
                 yield from map(_unpacked, json.loads(message[1:].decode("utf-8", "surrogatepass")))
             else:
@@ -68,19 +69,31 @@ class ReaderProcess:
         stuck = self._buried() in (-signal.SIGPROF, -signal.SIGKILL)
         yield Quarantined(f"{source.kind}:{name}", "stuck" if stuck else "crashed")
 
+    def _told(self, job: tuple[Any, ...]) -> Connection | None:
+        """The connection to a child that has the job; None if it is dead."""
+        self._child = self._child or _start(self._limits)
+        with suppress(ConnectionError):
+            self._child[1].send(job)
+            return self._child[1]
+        self._buried()
+        return None
+
     def _message(self) -> bytes | None:
-        """The child's next words; None if it died, or was killed since it fell silent."""
+        """The child's next words; None if it died, or was ended since it fell silent or would not stop talking."""
         assert self._child is not None
         child, connection = self._child
-        with suppress(EOFError, ConnectionError):
+        try:
             if connection.poll(self._limits.max_stuck_seconds * PATIENCE):
                 return connection.recv_bytes(MESSAGE_BYTES)
             child.kill()
+        except (EOFError, OSError):  # it is dead, or the message is longer than may be
+            child.terminate()
         return None
 
-    def _buried(self) -> int:
-        """What a dying child ended with."""
-        assert self._child is not None
+    def _buried(self) -> int | None:
+        """What a dying child ended with; None if there is none."""
+        if self._child is None:
+            return None
         (child, connection), self._child = self._child, None
         connection.close()
         return child.wait()

@@ -20,10 +20,16 @@ def record_document(
     if not isinstance(text, str):
         return Quarantined(id, "no_text_field")
     facts = {name: fact for name in FACTS if (fact := _fact(record.get(name)))}
+    if sum(len(each.encode("utf-8", "surrogatepass")) for each in (text, *facts.values())) > _max_bytes(source):
+        return Quarantined(id, "too_large")
     if not all(map(_writable, facts.values())):
         return Quarantined(id, "lone_surrogate")
     meta = (meta or {}) | ({"format": "html"} if source.text_format == "html" else {})
     return Document(id=id, text=text, source=source.kind, meta=meta, **{"domain": source.domain} | facts)
+
+
+def _max_bytes(source: TableSource) -> int:
+    return source.limits.max_document_bytes if isinstance(source, FilesSource) else source.max_document_bytes
 
 
 def _fact(value: object) -> str:

@@ -18,17 +18,19 @@ from llm.errors import DependencyError, RecipeError, SourceError, TrainyardError
 
 REMEDY = "set collect.sources.path to one that exists"
 REQUESTS = 16  # at a time
-CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "sha256")
+CHECKSUMS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "sha256", "Last-Modified")  # the last for want of one
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A file of a source: its name from the source's folder on, where it lies, its size, and for a remote one a mark of its content."""
+    """A file of a source: its name from the source's folder on, where it lies, its size, and what identifies its content."""
 
     name: str
     place: str
     size_bytes: int
-    mark: str = ""
+    mark: str = ""  # of a remote file
+    sha256: str = ""  # of a local one, once it is known
+    touched: tuple[int, ...] = ()  # size, time and inode of a local one: while they are the same, so is the content
 
 
 def is_remote(path: str) -> bool:
@@ -37,9 +39,9 @@ def is_remote(path: str) -> bool:
 
 
 def stored(path: str) -> list[Stored]:
-    """The files below a folder, or the one file, by name.
+    """The files below a folder, or the one file, by name. What is hidden below the folder (.git, .venv, the store) isn't text.
 
-    Raises: SourceError if nothing is there or it can't be reached; DependencyError if the storage's driver isn't installed.
+    Raises: SourceError if nothing is there, or some of it can't be reached; DependencyError if the storage's driver isn't installed.
     """
     return sorted(_remote(path) if is_remote(path) else _local(path), key=lambda each: each.name)
 
@@ -58,10 +60,46 @@ def _single(name: str, place: str) -> Stored:
     return replace(file, name=name)
 
 
+def identified(files: list[Stored]) -> list[Stored]:
+    """The same with the hashes of the local ones.
+
+    Raises: SourceError if one of them can't be read.
+    """
+    return [file if file.mark else replace(file, sha256=_sha256(file)) for file in files]
+
+
 def identity(files: list[Stored]) -> list[dict[str, Any]]:
     """What identifies the content of files: size and sha256, or of remote ones size and what their storage has for a checksum."""
-    local = fingerprints((each.name, Path(each.place)) for each in files if not each.mark)
-    return local + [{"path": each.name, "bytes": each.size_bytes, "etag": each.mark} for each in files if each.mark]
+    local = sorted((each for each in files if not each.mark), key=lambda each: each.name)
+    return [{"path": each.name, "bytes": each.size_bytes, "sha256": each.sha256} for each in local] + [
+        {"path": each.name, "bytes": each.size_bytes, "etag": each.mark} for each in files if each.mark
+    ]
+
+
+def refuse_changed(file: Stored) -> None:
+    """Raises: SourceError if a file that has been read isn't what was listed any more: its bytes would go under a wrong hash."""
+    with named_errors(file.name):
+        if is_remote(file.place):
+            system, path = file_system(file.place)
+            system.invalidate_cache(path)
+            info = system.info(path)
+            same = file.mark in (system.ukey(path), *(str(info.get(name)) for name in CHECKSUMS))
+            same = same and (info["size"] or 0) == (file.size_bytes or info["size"] or 0)
+        else:
+            same = not file.sha256 or _touched(Path(file.place)) == file.touched or _sha256(file) == file.sha256
+    if not same:
+        raise SourceError("a file changed while it was read", value=file.name, remedy="retry, or read a copy that nobody writes to")
+
+
+def _sha256(file: Stored) -> str:
+    with named_errors(file.name):
+        (known,) = fingerprints([(file.name, Path(file.place))])
+    return str(known["sha256"])
+
+
+def _touched(path: Path) -> tuple[int, ...]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
 
 
 @contextlib.contextmanager
@@ -119,8 +157,21 @@ def _local(path: str) -> list[Stored]:
     root = Path(os.path.abspath(Path(path.removeprefix("file://")).expanduser()))
     if not root.exists():
         raise SourceError("no such file or folder", transient=False, value=path, remedy=REMEDY)
-    paths = [root] if root.is_file() else [each for each in root.rglob("*") if each.is_file()]
-    return [Stored(_name(each, root), str(each), each.stat().st_size) for each in paths]
+    with named_errors(path):
+        paths = [root] if root.is_file() else [each for each in _below(root) if each.is_file()]
+        return [Stored(_name(each, root), str(each), (touched := _touched(each))[0], touched=touched) for each in paths]
+
+
+def _below(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root, onerror=_unreadable):
+        subfolders[:] = [each for each in subfolders if not each.startswith(".")]
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    """A folder that is left out in silence would look like one without text."""
+    with named_errors(str(error.filename)):
+        raise error
 
 
 def _remote(url: str) -> list[Stored]:
@@ -131,6 +182,7 @@ def _remote(url: str) -> list[Stored]:
         return [
             Stored(_name(path, root), system.unstrip_protocol(path), info["size"] or 0, _mark(system, path, info))
             for path, info in found.items()
+            if not any(part.startswith(".") for part in PurePosixPath(path).relative_to(PurePosixPath(root)).parts)
         ]
 
 

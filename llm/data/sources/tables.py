@@ -140,7 +140,7 @@ def _rows(file: Opened, batches: Iterator[pa.RecordBatch]) -> Found:
     for batch in batches:
         for row in _python_rows(batch):
             found = _record(file, number, row) if row is not None else Quarantined(f"{file.id}#{number}", "undecodable")
-            file.budget.spend(ROW_BYTES + (len(found.text) if isinstance(found, Document) else 0))
+            file.budget.spend(ROW_BYTES + sum(len(value) for value in (row or {}).values() if isinstance(value, str)))
             yield found
             number += 1
 

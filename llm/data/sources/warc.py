@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-import gzip
+import io
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from fastwarc.stream_io import GzipWriter
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from llm.data.document import Document, Quarantined
 from llm.data.parts import Piece
+from llm.data.sources.compression import COMPRESSED
 from llm.data.sources.config import WarcSource
 from llm.data.sources.decoding import decoded, decoded_page
 from llm.data.sources.formats import DAMAGE
 from llm.data.sources.isolation import ReaderProcess
-from llm.data.sources.limits import Budget, Found, Refused
-from llm.data.sources.storage import Stored, each_stored, identity, is_remote, opened, stored
+from llm.data.sources.limits import Budget, Found, Metered, Refused, whole
+from llm.data.sources.storage import Stored, each_stored, identified, identity, opened, refuse_changed, stored
 from llm.errors import DataError
 
 ARCHIVES, LISTS = (".warc", ".wet"), (".paths", ".txt")
 TYPES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 PAGES = {"text/html": "html", "application/xhtml+xml": "html", "text/plain": "text"}
 HEADER_BYTES = 65_536  # of HTTP, beside what a page may have
+LIST_BYTES = 64_000_000  # five times one of Common Crawl
 SCAN_BYTES, READ_BYTES, MARK_BYTES = 1_000_000, 65_536, 1_024
 GZIP_MARK, PLAIN_MARK = b"\x1f\x8b\x08", b"WARC/1."
 
 
 def snapshot(source: WarcSource) -> dict[str, Any]:
     """Name, size and checksum of every archive."""
-    return {"kind": source.kind, "files": identity(_archives(source))}
+    return {"kind": source.kind, "files": identity(identified(_archives(source)))}
 
 
 def pieces(source: WarcSource, home: Path) -> list[Piece]:
     """A piece for each archive."""
-    return [Piece(file, identity([file])) for file in _archives(source)]
+    return [Piece(file, identity([file])) for file in identified(_archives(source))]
 
 
 def read(source: WarcSource, piece: Stored) -> Found:
-    """The pages of one archive, parsed by a process of its own. Ids are `warc:<archive>#<number of the record>`."""
+    """The pages of one archive, parsed by a process of its own. Ids are `warc:<archive>#<number of the record>`.
+
+    Raises: SourceError if it can't be reached, or isn't the one that was listed any more.
+    """
     with ReaderProcess(source.limits) as process, opened(piece) as stream:
         yield from process.read(parse, source, piece.name, stream, piece.size_bytes)
+    refuse_changed(piece)
 
 
 def parse(source: WarcSource, name: str, stream: BinaryIO, size_bytes: int) -> Found:
@@ -202,12 +209,35 @@ def _archives(source: WarcSource) -> list[Stored]:
 
 
 def _listed(source: WarcSource, file: Stored) -> list[Stored]:
-    """The archives in a list, each named by its path there."""
+    """The archives in a list, each named by its path there, below `base_url` or the list's own folder.
+
+    Raises: DataError if the list can't be read, or a name in it leads elsewhere.
+    """
+    base = (source.base_url or file.place.rpartition("/")[0]).rstrip("/") + "/"
+    lines = (line.strip().removeprefix(base) for line in _text(source, file).splitlines())
+    names = [name for name in lines if name][: source.max_files]
+    if stray := next(filter(_leads_out, names), None):
+        raise DataError(
+            "a list names an archive elsewhere", value=stray, remedy="set collect.sources.base_url to the folder of all of them"
+        )
+    return each_stored([(name, base + name) for name in names])
+
+
+def _text(source: WarcSource, file: Stored) -> str:
     with opened(file) as stream:
-        text = gzip.decompress(stream.read()) if file.name.endswith(".gz") else stream.read()
-    names = [line.strip() for line in text.decode().splitlines() if line.strip()][: source.max_files]
-    folder = source.base_url or ("" if is_remote(names[0]) else file.place.rpartition("/")[0] + "/")
-    return each_stored([(name.partition("://")[2] or name, folder + name) for name in names])
+        try:
+            if file.name.lower().endswith(".gz"):
+                budget = Budget(source.limits, file.size_bytes)
+                return whole(io.BufferedReader(Metered(COMPRESSED[".gz"](stream), budget)), LIST_BYTES).decode()
+            return whole(stream, LIST_BYTES).decode()
+        except (Refused, EOFError, UnicodeDecodeError, zlib.error) as error:
+            raise DataError("a list of web archives can't be read", value=f"{file.name}, {error}", remedy="repair it") from error
+
+
+def _leads_out(name: str) -> bool:
+    """Is this no path that stays below a folder, also as a web server or fsspec's chains of storages may understand it?"""
+    plain = unquote(name).replace("\\", "/")
+    return plain.startswith("/") or ".." in plain.split("/") or "::" in plain or "://" in plain or not plain.isprintable()
 
 
 def _suffix(name: str) -> str:

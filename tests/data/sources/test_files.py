@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -7,6 +8,7 @@ import json
 import os
 import signal
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ import pytest
 
 from llm.artifact import canonical
 from llm.data.document import Document, Quarantined
-from llm.data.sources import files
+from llm.data.sources import files, isolation
 from llm.data.sources.config import FilesSource, Limits
 from llm.data.sources.isolation import ReaderProcess
 from llm.errors import DependencyError, RecipeError, SourceError
@@ -88,6 +90,93 @@ def test_a_file_that_may_not_be_read_stops_the_reading_for_another_try(tmp_path:
     (tmp_path / "corpus" / "c.parquet").unlink()
     with pytest.raises(SourceError, match=r"no such file or folder: corpus/c\.parquet"):
         list(files.read(source, piece.value))
+
+
+@pytest.mark.parametrize("place", ["", "memory://changing/"])
+def test_what_changes_between_listing_and_reading_is_not_kept_under_its_old_hash(tmp_path: Path, place: str) -> None:
+    storage, folder = fsspec.core.url_to_fs(f"{place}{'' if place else tmp_path}/corpus")
+    storage.makedirs(folder)
+    for name in ("a.txt", "b.jsonl", "c.parquet"):
+        storage.pipe(f"{folder}/{name}", b'{"text": "before"}')
+    source = FilesSource(path=f"{place}{'' if place else tmp_path}/corpus")
+    (piece,) = files.pieces(source, tmp_path)
+    storage.pipe(f"{folder}/b.jsonl", b'{"text": "behind"}')
+    with pytest.raises(SourceError, match=r"a file changed while it was read: corpus/b\.jsonl") as changed:
+        list(files.read(source, piece.value))
+    assert changed.value.transient
+    (piece,) = files.pieces(source, tmp_path)
+    if not place:
+        os.utime(f"{folder}/a.txt", (1, 1))  # touched, and the same
+    assert [each.text for each in files.read(source, piece.value) if isinstance(each, Document)] == ['{"text": "before"}', "behind"]
+
+
+@pytest.mark.parametrize("place", ["", "memory://hiding/"])
+def test_hidden_files_and_folders_are_no_text(tmp_path: Path, place: str) -> None:
+    storage, folder = fsspec.core.url_to_fs(f"{place}{'' if place else tmp_path}/.home/corpus")
+    for name in ("a.txt", ".trainyard/store.jsonl", "deep/.git/b.txt", "deep/.c.txt", "deep/d.txt"):
+        storage.makedirs(f"{folder}/{name}".rpartition("/")[0], exist_ok=True)
+        storage.pipe(f"{folder}/{name}", b"text")
+    documents, quarantined = found(FilesSource(path=f"{place}{'' if place else tmp_path}/.home/corpus"))
+    assert [*documents] == ["files:corpus/a.txt", "files:corpus/deep/d.txt"]
+    assert not quarantined
+
+
+@contextlib.contextmanager
+def powerless() -> Iterator[None]:
+    """As a user whom the permissions of files bind."""
+    was = os.geteuid()
+    os.seteuid(was or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+@pytest.mark.parametrize("closed", ["deep", "a.txt"])
+def test_what_may_not_be_read_is_named_and_not_left_out(closed: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        write_corpus(Path(place) / "corpus")
+        os.chmod(place, 0o755)
+        (Path(place) / "corpus" / closed).chmod(0)
+        with powerless(), pytest.raises(SourceError, match=rf"a file can't be read: .*{closed}, Permission denied"):
+            files.snapshot(FilesSource(path=f"{place}/corpus"))
+        (Path(place) / "corpus" / closed).chmod(0o755)
+
+
+def test_a_large_text_is_too_large_in_every_table(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = [{"text": "é" * 500, "url": ""}, {"text": "é" * 501, "url": ""}, {"text": "short", "url": "x" * 1001}]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "b.parquet")
+    with pa.ipc.new_file(folder / "c.arrow", pa.Table.from_pylist(rows).schema) as file:
+        file.write_table(pa.Table.from_pylist(rows))
+    (folder / "a.jsonl").write_text((folder / "a.jsonl").read_text().replace(', "url": ""', ""))
+    documents, quarantined = found(FilesSource(path=str(folder), limits=Limits(max_document_bytes=1000)))
+    assert [*documents] == ["files:corpus/b.parquet#0", "files:corpus/c.arrow#0"]  # a line is larger than its text
+    assert quarantined.pop("files:corpus/a.jsonl#0") == "too_large"
+    assert quarantined == {f"files:corpus/{name}#{row}": "too_large" for name in ("a.jsonl", "b.parquet", "c.arrow") for row in (1, 2)}
+
+
+@pytest.mark.parametrize("padding_bytes", [1, 300_000, 1_000_000])
+def test_padding_of_any_length_hides_nothing(tmp_path: Path, padding_bytes: int) -> None:
+    path, padding = tmp_path / "a.txt.gz", bytes(padding_bytes)
+    path.write_bytes(gzip.compress(b"before, ") + padding + gzip.compress(b"behind") + padding)
+    documents, quarantined = found(FilesSource(path=str(path)))
+    assert [each.text for each in documents.values()] == [gzip.decompress(path.read_bytes()).decode()] == ["before, behind"]
+    assert not quarantined
+
+
+def test_what_is_no_document_of_an_archive_is_not_counted_as_one(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("a.txt", "latest", "pipe", "latest.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = {"a.txt": tarfile.REGTYPE, "pipe": tarfile.FIFOTYPE}.get(name, tarfile.SYMTYPE), "a.txt"
+            archive.addfile(entry)
+        archive.addfile(tarfile.TarInfo("../picture.png"))
+    documents, quarantined = found(FilesSource(path=str(tmp_path / "a.tar")))
+    assert [*documents] == ["files:a.tar!a.txt"]
+    assert quarantined == {"files:a.tar!latest.txt#member4": "unsafe_member", "files:a.tar!../picture.png#member5": "unsafe_member"}
 
 
 RUSSIAN = "Это обычный русский текст, который нужно прочитать правильно, чтобы не испортить данные. "
@@ -243,3 +332,44 @@ def test_a_parser_that_breaks_takes_nothing_with_it_but_its_file() -> None:
     reasons = {"segfault": "crashed", "loop": "stuck", "greedy": "crashed"}
     assert [answer for answer in answers if answer[1] != answer[0]] == [(f"files:{name}", reason) for name, reason in reasons.items()]
     assert answers[-1] == ("sound", "sound")
+
+
+class _Deadly(io.BytesIO):
+    """Bytes on whose way the child dies, as if the machine had run out of memory."""
+
+    process: ReaderProcess
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        end_child(self.process)
+        return super().read(size)
+
+
+def end_child(process: ReaderProcess) -> None:
+    assert process._child is not None
+    process._child[0].terminate()
+    process._child[0].wait()
+
+
+def test_a_child_that_dies_before_its_answer_or_its_question_takes_one_file_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, deadly = FilesSource(path="x"), _Deadly(b"text")
+    with ReaderProcess(source.limits) as process:
+        deadly.process = process
+        assert list(process.read(hostile, source, "deadly", deadly, 4)) == [Quarantined("files:deadly", "crashed")]
+        for name in ("first", "second"):
+            (document,) = process.read(hostile, source, name, io.BytesIO(b"text"), 4)
+            assert document.id == name
+            end_child(process)
+        monkeypatch.setattr(isolation, "MESSAGE_BYTES", 1000)
+        assert list(process.read(hostile, source, "endless", io.BytesIO(b"x" * 2000), 2000)) == [Quarantined("files:endless", "crashed")]
+        assert len(list(process.read(hostile, source, "sound", io.BytesIO(b"text"), 4))) == 1
+
+
+class _Unplugged(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise ConnectionResetError("storage")
+
+
+def test_a_stream_that_fails_is_an_error_and_not_the_death_of_the_child() -> None:
+    source = FilesSource(path="x")
+    with ReaderProcess(source.limits) as process, pytest.raises(ConnectionResetError, match="storage"):
+        list(process.read(hostile, source, "file", _Unplugged(), 4))

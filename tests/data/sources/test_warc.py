@@ -165,6 +165,48 @@ def test_a_list_of_paths_is_read_from_its_server(tmp_path: Path, served: str) ->
     assert [each.id for each in local] == [f"warc:{places[0]}#0"]
 
 
+@pytest.mark.parametrize(
+    "name", ["../secret.warc", "/etc/secret.warc", "http://inside.test/a.warc", "a/%2e%2e/%2e%2e/b.warc", "simplecache::a.warc"]
+)
+@pytest.mark.parametrize("base", ["", "https://site.test/crawls/"])
+def test_a_list_cannot_lead_elsewhere(tmp_path: Path, name: str, base: str) -> None:
+    (tmp_path / "lists").mkdir()
+    warc.write_warc(tmp_path / "secret.warc", PAGES)
+    (tmp_path / "lists" / "warc.paths").write_text(f"{name}\n")
+    with pytest.raises(DataError, match=rf"a list names an archive elsewhere: {re.escape(name)}.*collect\.sources\.base_url"):
+        warc.pieces(WarcSource(path=str(tmp_path / "lists" / "warc.paths"), base_url=base), tmp_path)
+
+
+def test_a_list_of_addresses_below_the_base_is_read(tmp_path: Path, served: str) -> None:
+    warc.write_warc(tmp_path / "site" / "a.warc", PAGES[2:3])
+    (tmp_path / "warc.paths").write_text(f"{served}a.warc\na.warc\n")
+    first, second = found(WarcSource(path=str(tmp_path / "warc.paths"), base_url=served.rstrip("/")))
+    assert first == second
+    assert first.id == "warc:a.warc#0"
+
+
+def test_a_list_that_is_empty_damaged_or_a_bomb_is_a_named_error(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("empty.paths", b"\n", "there is no web archive"),
+        ("empty.paths.gz", gzip.compress(b""), "there is no web archive"),
+        ("cut.paths.gz", gzip.compress(b"a.warc")[:-4], "a list of web archives can't be read"),
+        ("noise.paths", b"\xff", "a list of web archives can't be read"),
+        ("bomb.paths.gz", gzip.compress(bytes(10_000_000)) * 10, "a list of web archives can't be read: bomb.paths.gz, too_large"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            warc.pieces(WarcSource(path=str(tmp_path / name)), tmp_path)
+
+
+def test_an_archive_that_changes_between_listing_and_reading_is_not_kept_under_its_old_hash(tmp_path: Path) -> None:
+    warc.write_warc(tmp_path / "a.warc", PAGES)
+    source = WarcSource(path=str(tmp_path / "a.warc"))
+    (piece,) = warc.pieces(source, tmp_path)
+    warc.write_warc(tmp_path / "a.warc", PAGES[1:])
+    with pytest.raises(SourceError, match=r"a file changed while it was read: a\.warc"):
+        list(warc.read(source, piece.value))
+
+
 class _Failing(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(503)
