@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from llm.artifact import sha256_of
@@ -20,21 +22,30 @@ _unspaced = re.compile(f"[{UNSPACED}]")
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The entries of a list: phrases by their first word, and those of scripts without spaces, which stand anywhere."""
+    """The entries of a list: phrases by their first word, those of scripts without spaces and emoji, which stand anywhere, and
+    those with other symbols (a$$), which stand between the borders of words as they are written."""
 
     phrases: Mapping[str, tuple[tuple[str, ...], ...]]
     anywhere: tuple[str, ...]
+    literal: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """Changes when the list does, whatever its order and comments."""
-        return sha256_of([sorted(self.phrases.items()), self.anywhere])
+        return sha256_of([sorted(self.phrases.items()), self.anywhere, self.literal])
 
     def count(self, text: str) -> tuple[int, int]:
         """How many words belong to entries, and how many there are."""
         folded = text.casefold()
         words = _word.findall(folded)
         hits = sum(self._at(words, place) for place, word in enumerate(words) if word in self.phrases)
+        hits += sum(len(found[0].split()) for found in self._literal.finditer(folded)) if self.literal else 0
         return hits + sum(map(folded.count, self.anywhere)), len(words)
+
+    @cached_property
+    def _literal(self) -> re.Pattern[str]:
+        """Any entry with symbols; the longest first, since the first that fits counts."""
+        spaced = (r"\s+".join(map(re.escape, entry.split())) for entry in sorted(self.literal, key=len, reverse=True))
+        return re.compile(rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)")
 
     def _at(self, words: list[str], place: int) -> int:
         """Words of the longest entry that starts here."""
@@ -56,18 +67,41 @@ def judge_words(document: Document, lexicon: Lexicon, config: LexiconConfig) -> 
 def load(path: str) -> Lexicon:
     """The list in a file.
 
-    Raises: RecipeError if there is no such file, or no word in it.
+    Raises: RecipeError if there is no such file, no word in it, or a line of it that isn't UTF-8 or names nothing.
     """
     if not Path(path).is_file():
         raise RecipeError("no such list of words", value=path, remedy="set path in clean.lexicons to a text file")
-    lines = [line.strip().casefold() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    entries = sorted({line for line in lines if line and not line.startswith("#")})
+    entries = sorted(set(_entries(path)))
+    if not entries:
+        raise RecipeError("list of words is empty", value=path, remedy="write one word or phrase per line")
     phrases: dict[str, tuple[tuple[str, ...], ...]] = {}
+    anywhere, literal = list[str](), list[str]()
     for entry in entries:
         words = tuple(_word.findall(entry))
-        if words and not _unspaced.search(entry):
+        if _unspaced.search(entry) or not words:
+            anywhere.append(entry)
+        elif " ".join(words) == " ".join(entry.split()):
             phrases[words[0]] = (*phrases.get(words[0], ()), words)
-    anywhere = tuple(entry for entry in entries if _unspaced.search(entry))
-    if not phrases and not anywhere:
-        raise RecipeError("list of words is empty", value=path, remedy="write one word or phrase per line")
-    return Lexicon(phrases, anywhere)
+        else:
+            literal.append(entry)
+    return Lexicon(phrases, tuple(anywhere), tuple(literal))
+
+
+def _entries(path: str) -> Iterator[str]:
+    """The lines that aren't empty and no comments, without case."""
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        try:
+            entry = line.decode("utf-8-sig").strip().casefold()
+        except UnicodeDecodeError:
+            raise RecipeError("list of words is not UTF-8", value=f"{path}, line {number}", remedy="save the list as UTF-8") from None
+        if not entry or entry.startswith("#"):
+            continue
+        if not _is_usable(entry):
+            raise RecipeError("entry names nothing", value=f"{path}, line {number}", remedy="write a word, a phrase or an emoji per line")
+        yield entry
+
+
+def _is_usable(entry: str) -> bool:
+    """Whether it has a letter, a digit or an emoji, and nothing that no text is written with."""
+    kinds = {unicodedata.category(character) for character in entry if not character.isspace()}
+    return "Cc" not in kinds and bool(_word.search(entry) or "So" in kinds)

@@ -55,3 +55,46 @@ def test_a_list_has_to_be_there(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(RecipeError, match="empty"):
         load(str(tmp_path / "empty.txt"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "text", "hits"),
+    [
+        ("a$$", "a day, a night", 0),
+        ("a$$", "What an A$$! a$$, a$$hole, ba$$", 2),
+        ("f*ck off", "f*ck  off; f ck off; f*ck", 2),
+        ("$hit", "$hit hit a$hit", 1),
+        ("c++", "c++ (c++) c c+", 2),
+        ("foo_bar", "foo bar foo_bar", 1),
+        ("o'neil", "O'Neil o neil", 1),
+        ("🖕", "oh🖕🖕", 2),
+    ],
+)
+def test_an_entry_with_symbols_counts_as_it_is_written(tmp_path: Path, entry: str, text: str, hits: int) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text(f"\ufeff{entry}\n", encoding="utf-8")
+    assert load(str(path)).count(text)[0] == hits
+
+
+def test_the_longest_entry_with_symbols_counts(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("a$$\na$$ hat\n", encoding="utf-8")
+    assert load(str(path)).count("a$$ hat")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [(b"fine\n\n***\n", 3), (b"---", 1), ("naïve\n".encode("latin-1"), 1), ("fine\nbogus\n".encode("utf-16"), 1), (b"a\0b", 1)],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, line: int) -> None:
+    path = tmp_path / "words.txt"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"words\.txt, line {line}\b"):
+        load(str(path))
+
+
+def test_the_digest_covers_entries_with_symbols(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("fine\na$$")
+    two.write_text("fine\nb$$")
+    assert load(str(one)).sha256() != load(str(two)).sha256()
