@@ -16,13 +16,15 @@ IMAGES = {"png", "jpg", "jpeg", "gif", "svg", "webp", "ico"}  # icon@2x.png
 
 _local = re.compile(r"""(?:[\w+][\w.+%!#$^~-]{0,63}|"[^"\\\s@][^"\\\n@]{0,61}")\Z""")
 _host = re.compile(
-    r"(?:[^\W_][\w-]{0,62}+\.){1,10}(?P<top>xn--[\w-]{2,59}|[^\W\d_]{2,24})(?!\w|-[0-9])"
+    r"(?:[^\W_][\w-]{0,62}+\.){1,10}(?P<top>xn--[\w-]{2,59}|[^\W\d_]{2,63}+(?!(?<=utf|UTF|iso|ISO)-[0-9]))"
     r"|\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|IPv6:[0-9A-Fa-f:.]{2,45})\]"
 )
 
 
 def emails(text: str) -> Iterator[Span]:
     """Addresses of mail, in any script, with quoted names and address literals; not `git@host:path`.
+
+    What follows the last letter of a host is never a reason to leave an address: `_jo@example.org_`. sd_IN@devanagari.UTF-8 is none.
 
     Source: RFC 5321, section 4.1.2; RFC 6531 for other scripts. Characters that rather delimit an address are no part of it.
     """

@@ -30,6 +30,8 @@ FINDERS: Mapping[PersonalKind, Callable[[str], Iterator[Span]]] = {
 }
 PLACEHOLDERS: Mapping[PersonalKind, str] = {kind: f"<{kind.upper()}>" for kind in FINDERS}
 
+ANYWHERE: tuple[PersonalKind, ...] = ("email", "key")  # a block comment or a file of settings marks no line
+
 Found = tuple[int, int, PersonalKind]
 
 _quoted = re.compile(r"""["'`#*]|//|--""")
@@ -38,7 +40,8 @@ _quoted = re.compile(r"""["'`#*]|//|--""")
 def mask(document: Document, config: PrivacyConfig) -> Edited | Verdict:
     """The document with a placeholder for each finding, and how many there were of each kind.
 
-    In a program only strings and comments change, and numbers that a card's takes whole, which become 0.
+    In Python only strings and comments change, and numbers that a card's takes whole, which become 0. In other languages, which
+    aren't parsed, mail and keys change anywhere.
 
     Source: e-mail and IP addresses as in FineWeb, https://arxiv.org/abs/2406.17557, section 3; keys as in StarCoder,
     https://arxiv.org/abs/2305.06161, section 4; the other kinds: each finder names its own.
@@ -79,8 +82,8 @@ def _masked(text: str, found: Sequence[Found], placeholders: Mapping[PersonalKin
 
 
 def _in_strings(text: str, found: Sequence[Found]) -> list[Found]:
-    """Those before which a quote or a comment opens on their line: what can be said of any language."""
-    return [each for each in found if _quoted.search(text, text.rfind("\n", 0, each[0]) + 1, each[0])]
+    """Mail and keys, which no program computes with, and numbers before which a quote or a comment opens on their line."""
+    return [each for each in found if each[2] in ANYWHERE or _quoted.search(text, text.rfind("\n", 0, each[0]) + 1, each[0])]
 
 
 def _in_python(text: str, found: list[Found]) -> tuple[str, list[Found]]:

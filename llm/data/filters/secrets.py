@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from llm.data.filters.personal import Span, places
 
 PEM_CHARACTERS = 16_384
+LINE_CHARACTERS = 16  # of base64 that are no word
 MIN_ENTROPY_BITS = {"hexadecimal": 3.0, "other": 3.7}
 
 # What a token starts with, and how it goes on. Source: GitHub's and GitLab's secret scanning patterns, and each issuer's manual.
@@ -55,18 +56,37 @@ def _continues(text: str, place: int) -> bool:
 
 _begin = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _encoded = re.compile(r"[A-Za-z0-9+/=]{16,}(?:\s+[A-Za-z0-9+/=]{2,})*")
+_headers = re.compile(r"(?:\s{0,16}[A-Za-z][A-Za-z-]{1,32}: [^\n]{0,256}\n)*")
+_line = re.compile(
+    r"""(?:[\s"'`*#>|,;(\[]|[+/.]{1,3}[ \t]){0,64}+(?P<body>(?:[A-Za-z0-9+/=]|\\[nr])++)(?P<rest>["'`,;+)\]\\ \t\r]*+(?:\n|\Z))?"""
+)
 
 
 def _private_keys(text: str) -> Iterator[Span]:
     """What stands between the two lines that frame a private key; as several spans where a program has quotes between.
 
+    Where the second line is missing or far away, the lines of base64 after the first.
+
     Source: RFC 7468, section 10; RFC 9580, section 6.2 for OpenPGP.
     """
     for place in places(text, "-----BEGIN "):
-        begin = _begin.match(text, place)
-        end = text.find("-----END ", place, place + PEM_CHARACTERS)
-        if begin and end > 0:
-            yield from (found.span() for found in _encoded.finditer(text, begin.end(), end))
+        if begin := _begin.match(text, place):
+            end = text.find("-----", begin.end(), begin.end() + PEM_CHARACTERS)
+            framed = end >= 0 and text.startswith("-----END ", end)
+            yield from (found.span() for found in _encoded.finditer(text, begin.end(), end if framed else _unframed(text, begin.end())))
+
+
+def _unframed(text: str, start: int) -> int:
+    """Where the lines of base64 from here on end: only the last one may be shorter than the one before it."""
+    if headers := _headers.match(text, start):
+        start = headers.end()
+    characters = 0
+    while (line := _line.match(text, start)) and (line["rest"] is not None or len(line["body"]) >= LINE_CHARACTERS):
+        start = line.end()
+        if line["rest"] is None or len(line["body"]) < characters:
+            break
+        characters = len(line["body"])
+    return start
 
 
 NAMES = ("secret", "passw", "token", "api_key", "apikey", "api-key", "access_key", "private_key")

@@ -206,6 +206,68 @@ def test_other_languages_change_in_strings_and_comments() -> None:
     assert masked(replace(code(program), language="c")) == 'long n = 4111111111111111;\nchar *s = "<CARD>"; // <EMAIL>\n'
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["_jo@example.org_", "jo@example.org2", "jo@example.org_x", "__jo@example.org__", "jo@example.org-2", "x_jo@example.org1b",
+     "jo@example.org2.", "jo@example.photographyandmuchmoreofit"],
+)  # fmt: skip
+def test_what_touches_an_address_does_not_save_it(text: str) -> None:
+    for before, after in (("", ""), ("ask ", " soon"), ("*", "*")):
+        found = masked(prose(before + text + after))
+        assert "@" not in found
+        assert "example" not in found
+        assert "<EMAIL>" in found
+
+
+@pytest.mark.parametrize(
+    ("language", "program", "expected"),
+    [
+        ("c", "/*\n   Author: jo@example.org\n*/\nint x;", "/*\n   Author: <EMAIL>\n*/\nint x;"),
+        ("yaml", f"mail: jo@example.org\nkey: {FOUND['key'][0]}\n", "mail: <EMAIL>\nkey: <KEY>\n"),
+        ("ini", "[a]\napi_key = q8Zx71LmPw02VbNc93Ks\n", "[a]\napi_key = <KEY>\n"),
+        ("", f"{PEM}\n", "-----BEGIN RSA PRIVATE KEY-----\n<KEY>\n-----END RSA PRIVATE KEY-----\n"),
+        ("c", "x = 4111111111111111; y = 8.8.8.8; z = +442079460958", "x = 4111111111111111; y = 8.8.8.8; z = +442079460958"),
+        ("c", "GB82WEST12345698765432 // GB82WEST12345698765432", "GB82WEST12345698765432 // <IBAN>"),
+    ],
+)
+def test_mail_and_keys_are_masked_anywhere_in_other_languages(language: str, program: str, expected: str) -> None:
+    assert masked(replace(code(program), language=language)) == expected
+
+
+BODY = [f"{line:02}" + "Zk9x+/aB" * 7 + "MIIEpA" for line in range(600)]  # lines of 64 characters as in RFC 7468
+BEGIN = "-----BEGIN RSA PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize("lines", [1, 3, 200, 250, 600])
+@pytest.mark.parametrize("last", ["", "4Q==\n"])
+@pytest.mark.parametrize(
+    "after",
+    ["", "That was all, it ends here.\n", "\n\n# Next\nwords stay\n", BEGIN + "none\n", "-----END RSA PRIVATE KEY-----\n"],
+)
+def test_a_private_key_needs_no_end_and_has_any_length(lines: int, last: str, after: str) -> None:
+    body = "".join(f"{line}\n" for line in BODY[:lines]) + last
+    expected = BEGIN + "<KEY>\n" + after
+    assert masked(prose(BEGIN + body + after), PrivacyConfig(mask=("key",))) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BEGIN + "Proc-Type: 4,ENCRYPTED\nDEK-Info: DES-EDE3-CBC,0011223344556677\n\n" + "\n".join(BODY[:5]),
+        '{"private_key": "' + BEGIN.strip() + "\\n" + "\\n".join(BODY[:5]) + '", "type": "none"}',
+        'key = "' + BEGIN.strip() + '\\n" +\n' + " +\n".join(f'    "{line}\\n"' for line in BODY[:5]) + ";\n",
+        "key: |\n  " + BEGIN + "".join(f"  {line}\n" for line in BODY[:5]) + "other: value",
+        "# " + BEGIN + "".join(f"# {line}\n" for line in BODY[:5]) + "# that is all",
+        "// " + BEGIN + "\r\n".join(f"// {line}" for line in BODY[:5]),
+    ],
+)
+def test_a_private_key_without_end_is_masked_however_it_is_written(text: str) -> None:
+    found = masked(prose(text), PrivacyConfig(mask=("key",)))
+    assert "<KEY>" in found
+    assert "Zk9x" not in found
+    assert all(word in found for word in ("none", "other: value", "that is all", "Proc-Type") if word in text)
+
+
 def test_no_planted_address_is_left_in_real_text() -> None:
     for number, path in enumerate(sorted(STDLIB.glob("*.py"))[:60]):
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -264,6 +326,9 @@ HOSTILE = [
     "eyJa.",
     "-----BEGIN ",
     "-----BEGIN PRIVATE KEY-----",
+    "-----BEGIN PRIVATE KEY-----\n" + "A" * 64 + "\n",
+    "-----BEGIN PRIVATE KEY-----\n" + "a\n" * 9_000,
+    "-----BEGIN PRIVATE KEY-----A: b\n",
     "token=",
     "token='",
     "secret ",
