@@ -63,7 +63,7 @@ def examples(labelled: LabelledSet) -> Iterator[Example]:
 def records(path: Path) -> Iterator[Record | None]:
     """The lines of a .jsonl file, or the rows of a .csv file by column; None for one that can't be read.
 
-    Raises: RecipeError for another kind of file.
+    Raises: RecipeError for another kind of file; DataError for a .csv file whose columns can't be told from its first row.
     """
     if path.suffix.lower() not in READERS:
         raise RecipeError("unknown kind of file", value=path.name, remedy=f"name one of {' '.join(READERS)}")
@@ -94,7 +94,7 @@ def _json_lines(file: TextIO) -> Iterator[Record | None]:
 def _comma_separated(file: TextIO) -> Iterator[Record | None]:
     """Source: RFC 4180. The first row names the columns."""
     rows = csv.reader(file, strict=True)
-    header = next(rows, [])
+    header = _header(rows, Path(file.name).name)
     while True:
         try:
             row = next(rows)
@@ -105,6 +105,23 @@ def _comma_separated(file: TextIO) -> Iterator[Record | None]:
             continue
         if row:
             yield dict(zip(header, row, strict=True)) if len(row) == len(header) and all(map(_is_unicode, row)) else None
+
+
+def _header(rows: Iterator[list[str]], name: str) -> list[str]:
+    """The names of the columns, each once."""
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise DataError("a header can't be read", value=f"{name}, {error}", remedy="correct the quotes in the file's first row") from error
+    if not all(map(_is_unicode, header)):
+        raise DataError("a header can't be read", value=f"{name}, not UTF-8", remedy="save the file as UTF-8")
+    if twice := sorted({column for column in header if header.count(column) > 1}):
+        raise DataError(
+            "columns have the same name",
+            value=f"{name}, {', '.join(map(repr, twice))}"[:120],
+            remedy="rename one of them in the file's first row",
+        )
+    return header
 
 
 READERS: dict[str, Callable[[TextIO], Iterator[Record | None]]] = {".jsonl": _json_lines, ".csv": _comma_separated}

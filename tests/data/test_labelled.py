@@ -83,6 +83,20 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, row: bytes) -> None:
         list(examples(LabelledSet(name="quiz", path=str(tmp_path / "quiz.csv"))))
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b'question,"answer"s', r"a header can't be read: quiz\.csv, .*expected.*correct the quotes"),
+        (b"question,answer,\xff", r"a header can't be read: quiz\.csv, not UTF-8; save the file as UTF-8"),
+        (b"question,answer,answer", r"columns have the same name: quiz\.csv, 'answer'; rename one of them"),
+    ],
+)
+def test_a_faulty_header_is_named(tmp_path: Path, header: bytes, message: str) -> None:
+    (tmp_path / "quiz.csv").write_bytes(header + b"\na,b,c\n")
+    with pytest.raises(DataError, match=message):
+        list(examples(LabelledSet(name="quiz", path=str(tmp_path / "quiz.csv"))))
+
+
 @pytest.mark.parametrize("name", ["empty.jsonl", "empty.csv", "header.csv"])
 def test_a_set_without_examples_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("question,answer\n" if name == "header.csv" else "")
