@@ -56,7 +56,9 @@ class RepairConfig(Section):
 class LanguageConfig(Section):
     """Which languages prose is in."""
 
-    allowed: tuple[str, ...] = Field(default=(), description="ISO 639 codes; text in others, or in none that is sure, is dropped")
+    allowed: tuple[str, ...] = Field(
+        default=(), description="ISO 639 codes, regions don't count; text in others, or in none that is sure, is dropped"
+    )
     min_confidence: Share = Field(default=0.5, description="less sure text has no language")
     sample_characters: int = Field(default=500, ge=50, description="what is looked at, out of the middle of the text")
 

@@ -33,6 +33,21 @@ def test_the_source_knows_better() -> None:
     assert identify(Document("a", TEXTS["de"], "files", domain="code"), LanguageConfig(allowed=("en",))) == KEEP
 
 
+@pytest.mark.parametrize("tag", ["en", "en-US", "EN", "eng", "en_GB", " En-Latn-US "])
+def test_a_source_may_write_a_language_in_any_way(tag: str) -> None:
+    for allowed in ((), ("en",), ("eng",), ("de", "en-GB")):
+        outcome = identify(Document("a", TEXTS["en"], "files", language=tag), LanguageConfig(allowed=allowed))
+        assert outcome == KEEP if tag == "en" else isinstance(outcome, Edited) and outcome.document.language == "en"
+    verdict = identify(Document("a", TEXTS["en"], "files", language=tag), LanguageConfig(allowed=("de",)))
+    assert (verdict.reason if not isinstance(verdict, Edited) else "") == "other_language"
+
+
+def test_a_source_that_leaves_the_language_open_is_not_believed() -> None:
+    outcome = identify(Document("a", TEXTS["de"], "files", language="und"), LanguageConfig(allowed=("de",)))
+    assert isinstance(outcome, Edited)
+    assert (outcome.document.language, outcome.edits) == ("de", {"identified_documents": 1})
+
+
 def test_what_is_unsure_has_no_language() -> None:
     numbers = Document("a", "12 34 5 67", "files")
     assert identify(numbers, LanguageConfig()) == KEEP
