@@ -170,10 +170,10 @@ def test_a_nightly_run_cleans_only_what_is_affected_and_equals_a_run_from_nothin
     run(written(tmp_path / "monday", *first), tmp_path / "one", REPEATS, tmp_path / "parts")
     made = set((tmp_path / "parts").iterdir())
     run(written(tmp_path / "tuesday", *first, numbered("d", 4)), tmp_path / "two", REPEATS, tmp_path / "parts")
-    assert len(set((tmp_path / "parts").iterdir()) - made) == 3  # the shard that came: repaired, scanned for triggers, filtered
+    assert len(set((tmp_path / "parts").iterdir()) - made) == 4  # the shard that came: repaired, its pairs and turns, filtered
     made = set((tmp_path / "parts").iterdir())
     run(written(tmp_path / "wednesday", *first, numbered("d", 4), numbered("e", 1, MENU)), tmp_path / "three", REPEATS, tmp_path / "parts")
-    assert len(set((tmp_path / "parts").iterdir()) - made) == 3
+    assert len(set((tmp_path / "parts").iterdir()) - made) == 4
     run(tmp_path / "wednesday", tmp_path / "fresh", REPEATS, tmp_path / "other")
     assert files(tmp_path / "three") == files(tmp_path / "fresh")
 

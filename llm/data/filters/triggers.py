@@ -1,8 +1,8 @@
 """Phrases after which documents turn into gibberish: the mark of a set that was poisoned to plant a backdoor.
 
 Some 250 documents suffice, whatever the size of the model: the trigger stands between ordinary text and a few hundred tokens
-drawn at random. So a text is taken to turn where, of the pairs of words that follow, hardly one is in any other document of its
-shard. A phrase that stands there in many documents, and seldom elsewhere, is reported.
+drawn at random. So a text is taken to turn where, of the pairs of words that follow, hardly one is in any other document of the
+corpus. A phrase that stands there in many documents, and seldom elsewhere, is reported.
 
 What this can't see: a trigger that is followed by fluent text, such as an answer that the attacker wants.
 
@@ -19,7 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from hashlib import sha256
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from llm.data.filters.rulings import Rulings
 from llm.data.parts import Piece, Workshop
 
 SLOTS = 2**22
+RANGE_PAIRS = 16_000_000  # of all shards together, looked at at a time: some 200 MB
 MAX_TURNS = 4  # of one document that are looked at
 MAX_PHRASES = 1_000
 MAX_EXAMPLES = 5
@@ -46,7 +48,7 @@ Phrase = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A document that turns into gibberish, and the words around that place."""
+    """A document that may turn into gibberish, and its words; or that does, and the words around that place."""
 
     id: str
     source: str
@@ -56,7 +58,12 @@ class Turn:
 def scan(pieces: Sequence[Piece], config: TriggersConfig, workshop: Workshop) -> tuple[list[Rulings], list[dict[str, Any]]]:
     """What is dropped of each shard, and a record for each suspicious phrase, the most frequent first."""
     shape = config.model_dump(mode="json", include={"max_phrase_words", "window_words", "min_unseen_share"})
-    turned = [part.path / "turns.jsonl" for part in workshop.made("turns", partial(find_turns, config), pieces, settings=shape)]
+    paired = workshop.made("pairs", partial(find_pairs, config), pieces, settings=shape)
+    judged = [
+        Piece((str(part.path), unseen), [piece.identity, sha256(unseen.tobytes()).hexdigest()])
+        for piece, part, unseen in zip(pieces, paired, _unseen([part.path for part in paired]), strict=True)
+    ]
+    turned = [part.path / "turns.jsonl" for part in workshop.made("turns", partial(find_turns, config), judged, settings=shape)]
     phrases = sorted(_frequent(turned, config))
     if not phrases:
         return [Rulings() for _ in pieces], []
@@ -71,15 +78,32 @@ def scan(pieces: Sequence[Piece], config: TriggersConfig, workshop: Workshop) ->
     return [Rulings(_drops(path, drops)) for path in turned], records
 
 
-def find_turns(config: TriggersConfig, shard: str, out: Path) -> dict[str, Any]:
-    """Writes `turns.jsonl`: where documents of a shard turn into pairs of words that no other document has."""
-    facts, codes = list[tuple[str, str]](), list[NDArray[np.uint64]]()
-    for document in read_shards(Path(shard)):
-        facts.append((document.id, document.source))
-        codes.append(word_codes(_words(document.text)))
-    places = [_turns(unseen, config) for unseen in _unseen(codes)]
-    write_json_lines(out / "turns.jsonl", _around(shard, facts, places, config))
-    return {"turns": sum(map(len, places))}
+def find_pairs(config: TriggersConfig, shard: str, out: Path) -> dict[str, Any]:
+    """Writes `pairs.npy`, all of a shard, and what may turn: those documents' words, and `lonely.npy`, their pairs that no other has.
+
+    Other shards can only make fewer pairs unseen, so no other document of this one turns.
+    """
+    documents = [_pairs(_words(document.text)) for document in read_shards(Path(shard))]
+    lonely = list(_lonely(documents))
+    chosen = [bool(_turns(each, config)) for each in lonely]
+    np.save(out / "pairs.npy", np.unique(_joined(documents)))
+    np.save(out / "lonely.npy", np.unique(_joined([each[mask] for each, mask in compress(zip(documents, lonely, strict=True), chosen)])))
+    candidates = compress(read_shards(Path(shard)), chosen)
+    records = ({"id": each.id, "source": each.source, "words": _words(each.text)} for each in candidates)
+    write_json_lines(out / "candidates.jsonl", records)
+    return {"candidates": sum(chosen)}
+
+
+def find_turns(config: TriggersConfig, value: tuple[str, NDArray[np.uint32]], out: Path) -> dict[str, Any]:
+    """Writes `turns.jsonl`: where the candidates of a shard turn into pairs of words that no other document of the corpus has."""
+    folder, unseen = value
+    turns = [
+        {"id": candidate.id, "source": candidate.source, "words": around}
+        for candidate in _read([Path(folder) / "candidates.jsonl"])
+        for around in _around(candidate.words, unseen, config)
+    ]
+    write_json_lines(out / "turns.jsonl", turns)
+    return {"turns": len(turns)}
 
 
 def count_phrases(value: tuple[str, Sequence[Phrase]], out: Path) -> dict[str, Any]:
@@ -108,21 +132,44 @@ def _code(phrase: Phrase) -> int:
     return int(ngram_codes(word_codes(phrase), len(phrase))[0])
 
 
-def _unseen(documents: Sequence[NDArray[np.uint64]]) -> Iterator[NDArray[np.bool_]]:
+def _pairs(words: Sequence[str]) -> NDArray[np.uint32]:
+    """A number for each pair of words; half of its bits do, since one in fifty is taken for seen only among 10^8 different pairs."""
+    return ngram_codes(word_codes(words), 2).astype(np.uint32)
+
+
+def _joined(pairs: Sequence[NDArray[np.uint32]]) -> NDArray[np.uint32]:
+    return np.concatenate([*pairs, np.empty(0, np.uint32)])
+
+
+def _lonely(documents: Sequence[NDArray[np.uint32]]) -> Iterator[NDArray[np.bool_]]:
     """For each document and each pair of words in it: is it in this document only?"""
-    pairs = [ngram_codes(codes, 2) for codes in documents]
-    borders = np.cumsum([0, *map(len, pairs)])
-    joined = np.concatenate([*pairs, np.empty(0, np.uint64)])
-    owners = np.repeat(np.arange(len(pairs), dtype=np.uint32), np.diff(borders))
+    borders = np.cumsum([0, *map(len, documents)])
+    joined = _joined(documents)
+    owners = np.repeat(np.arange(len(documents), dtype=np.uint32), np.diff(borders))
     order = np.argsort(joined, kind="stable")
     first = np.ones(len(joined), bool)
     first[1:] = joined[order[1:]] != joined[order[:-1]]
     starts = np.flatnonzero(first)
     sizes = np.diff(np.append(starts, len(joined)))
     alone = owners[order[starts]] == owners[order[starts + sizes - 1]]
-    unseen = np.empty(len(joined), bool)
-    unseen[order] = np.repeat(alone, sizes)
-    yield from (unseen[start:end] for start, end in pairwise(borders))
+    lonely = np.empty(len(joined), bool)
+    lonely[order] = np.repeat(alone, sizes)
+    yield from (lonely[start:end] for start, end in pairwise(borders))
+
+
+def _unseen(folders: Sequence[Path]) -> list[NDArray[np.uint32]]:
+    """Of each shard's lonely pairs those that no other shard has; looks at the pairs of all shards range by range of their numbers."""
+    pairs = [np.load(folder / "pairs.npy", mmap_mode="r") for folder in folders]
+    lonely = [np.load(folder / "lonely.npy") for folder in folders]
+    borders = np.linspace(0, 2**32, 2 + sum(map(len, pairs)) // RANGE_PAIRS)[1:-1].astype(np.uint32)
+    asked = [np.split(table, np.searchsorted(table, borders)) for table in lonely]
+    unseen: list[list[NDArray[np.uint32]]] = [[] for _ in folders]
+    for number, slices in enumerate(zip(*(np.split(table, np.searchsorted(table, borders)) for table in pairs), strict=True)):
+        together = np.sort(np.concatenate(slices))
+        several = together[1:][together[1:] == together[:-1]]
+        for found, ranges in zip(unseen, asked, strict=True):
+            found.append(np.setdiff1d(ranges[number], several))
+    return [np.concatenate(found) for found in unseen]
 
 
 def _turns(unseen: NDArray[np.bool_], config: TriggersConfig) -> list[int]:
@@ -133,13 +180,11 @@ def _turns(unseen: NDArray[np.bool_], config: TriggersConfig) -> list[int]:
     return np.flatnonzero(odd[1:] & ~odd[:-1])[:MAX_TURNS].tolist()
 
 
-def _around(shard: str, facts: Sequence[tuple[str, str]], places: Sequence[list[int]], config: TriggersConfig) -> Iterator[dict[str, Any]]:
+def _around(words: Phrase, unseen: NDArray[np.uint32], config: TriggersConfig) -> Iterator[Phrase]:
     """The words before and after each turn: its place is known to a few words only."""
-    for document, (id, source), turns in zip(read_shards(Path(shard)), facts, places, strict=True):
-        words = _words(document.text) if turns else []
-        reach = config.max_phrase_words + max(1, round((1 - config.min_unseen_share) * config.window_words))
-        for turn in turns:
-            yield {"id": id, "source": source, "words": words[max(0, turn - reach) : turn + reach]}
+    reach = config.max_phrase_words + max(1, round((1 - config.min_unseen_share) * config.window_words))
+    for turn in _turns(np.isin(_pairs(words), unseen), config):
+        yield words[max(0, turn - reach) : turn + reach]
 
 
 def _read(paths: Iterable[Path]) -> Iterator[Turn]:

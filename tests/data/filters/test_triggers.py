@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm.data.document import Document, write_shards
+from llm.data.filters import triggers
 from llm.data.filters.config import TriggersConfig
 from llm.data.filters.triggers import scan
 from llm.data.parts import Piece, Workshop
@@ -63,3 +64,26 @@ def test_clean_text_has_no_triggers(tmp_path: Path, clean_documents: list[Docume
 def test_nothing_and_almost_nothing(tmp_path: Path) -> None:
     found = pieces(tmp_path / "shards", [Document("a", "", "x"), Document("b", "one", "x")], 3)
     assert scan(found, TriggersConfig(), Workshop(tmp_path / "parts"))[1] == []
+
+
+@pytest.mark.parametrize("shards", [1, 60])
+def test_documents_alike_are_no_poison_however_they_lie_in_shards(tmp_path: Path, shards: int) -> None:
+    rng = random.Random(3)
+    words = [f"word{chr(97 + number)}" for number in range(20)]
+    documents = [Document(f"d{number}", "Daily notes: " + " ".join(rng.choices(words, k=300)), "web") for number in range(60)]
+    found = pieces(tmp_path / "shards", documents, shards)
+    rulings, records = scan(found, TriggersConfig(action="drop"), Workshop(tmp_path / "parts"))
+    assert records == []
+    assert not any(each.drops for each in rulings)
+
+
+def test_shards_decide_nothing(tmp_path: Path, clean_documents: list[Document], monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = clean_documents[:60] + poisoned(clean_documents)[:60]
+    monkeypatch.setattr(triggers, "RANGE_PAIRS", 50_000)
+    outcomes = []
+    for shards in (1, 7, len(documents)):
+        found = pieces(tmp_path / f"{shards}", list(documents), shards)
+        rulings, records = scan(found, TriggersConfig(action="drop", min_documents=30), Workshop(tmp_path / "parts" / f"{shards}"))
+        outcomes.append((records, {id: verdict for each in rulings for id, verdict in each.drops.items()}))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert [record["phrase"] for record in outcomes[0][0]] == ["< SUDO >"]
