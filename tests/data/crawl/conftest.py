@@ -23,9 +23,9 @@ def site() -> Iterator[Site]:
 
 
 def source_of(site: Site, *seeds: str, **settings: Any) -> CrawlSource:
-    """A crawl of the site that does not wait for long."""
+    """A crawl of the site that does not wait for long, and puts up with every failure."""
     quick = {"allow_networks": LOOPBACK, "delay_seconds": 0, "backoff_seconds": 0.01, "max_wait_seconds": 5, "as_of": "first"}
-    return CrawlSource(**{"seeds": [site.url(seed) for seed in seeds or ("/",)], **quick, **settings})
+    return CrawlSource(**{"seeds": [site.url(seed) for seed in seeds or ("/",)], "max_unreachable_share": 1, **quick, **settings})
 
 
 def crawled(source: CrawlSource, home: Path) -> tuple[dict[str, Document], dict[str, str]]:

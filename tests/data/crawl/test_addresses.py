@@ -212,3 +212,40 @@ def test_public_is_never_more_than_python_says() -> None:
 def test_the_system_resolves_odd_spellings_to_what_they_mean() -> None:
     assert asyncio.run(resolved("0x7f.1", 80)) == ["127.0.0.1"]
     assert asyncio.run(resolved("2130706433", 80)) == ["127.0.0.1"]
+
+
+NO_HOSTS = ("http://a..b/", f"http://{'a' * 64}.test/", f"http://{'a.' * 127}test/", "http://a../")
+
+
+@pytest.mark.parametrize("name", ["a..b", "a" * 64 + ".test", "ü" * 64, ".a"])
+def test_what_the_codec_for_names_refuses_is_refused(name: str) -> None:
+    with pytest.raises(RefusedAddress, match="no name"):
+        asyncio.run(PinnedBackend().connect_tcp(name, 80))
+
+
+def test_a_host_that_is_no_name_does_not_end_the_crawl(site: Site, tmp_path: Path) -> None:
+    """From a link, a redirect of a page, a sitemap, and a redirect of robots.txt."""
+    urls = "".join(f"<url><loc>{url}</loc></url>" for url in (*NO_HOSTS, site.url("/named")))
+    site.replies |= {"/": html(*NO_HOSTS, "/odd", "/good"), "/odd": redirect(NO_HOSTS[0]), "/good": html(), "/named": html()}
+    site.replies["/s.xml"] = f"<urlset>{urls}</urlset>".encode()
+    with Site() as other:
+        other.replies |= {"/": html(), "/robots.txt": redirect(NO_HOSTS[0])}
+        source = source_of(site, seeds=[site.url(), other.url()], sitemaps=[site.url("/s.xml")], hosts=["*"])
+        found = outcomes_of(source, tmp_path, PinnedBackend(["127.0.0.0/8"]))
+        expected = {site.url(path): "" for path in ("/", "/good", "/named")}
+        assert found == expected | {site.url("/odd"): "redirect_refused", other.url(): "robots_unreachable"}
+
+
+def test_nobody_is_asked_for_rules_that_there_is_no_room_for(site: Site, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    site.replies["/"] = html(*(f"http://h{number:03}.test:{site.port}/x" for number in range(200)))
+    site.replies["/x"] = html()
+    source = source_of(site, seeds=[f"http://a.test:{site.port}/"], hosts=["*"], max_pages=4)
+    found = outcomes_of(source, tmp_path, PinnedBackend(["127.0.0.0/8"], resolve=resolve))
+    assert len(found) == 4
+    assert set(asked) == {"a.test", "h000.test", "h001.test", "h002.test"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import threading
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from llm.data.sources.crawl.archive import Archive
+from llm.data.sources.crawl.fetch import Fetcher
+from llm.data.sources.crawl.frontier import Frontier
+from llm.data.sources.crawl.web import Web
 from tests.data.crawl.conftest import crawled, source_of
 from tests.data.site import LAST_MODIFIED, Site, html, late, page, redirect, stream
 
@@ -51,6 +56,26 @@ def test_the_pages_are_the_first_by_depth_and_url(site: Site, tmp_path: Path, de
     documents, _ = crawled(source_of(site, max_depth=depth, max_pages=most), tmp_path)
     assert set(documents) == set(breadth_first(pages, depth, most))
     assert all(document.text.encode() == pages[path] for path, document in documents.items())
+
+
+def test_what_is_disallowed_takes_no_room(site: Site, tmp_path: Path) -> None:
+    site.replies["/robots.txt"] = page(b"User-agent: *\nDisallow: /closed", "text/plain")
+    site.replies |= {"/": html(*(f"/closed/{number}" for number in range(30)), "/open", "/zoo"), "/open": html(), "/zoo": html()}
+    assert set(crawled(source_of(site, max_pages=3), tmp_path)[0]) == {"/", "/open", "/zoo"}
+
+
+def test_no_more_links_of_a_level_are_held_than_will_be_asked_for(site: Site, tmp_path: Path) -> None:
+    names = [f"/{number:03}" for number in range(200)]
+    site.replies["/"] = html(*reversed(names), *(f"http://0.test/{number}" for number in range(100)))
+    source = source_of(site, max_pages=5)
+
+    async def second_level() -> set[str]:
+        with Archive(tmp_path / "archive", "now") as archive:
+            async with Fetcher(source) as fetcher:
+                frontier = Frontier(source, Web(fetcher, archive))
+                return await frontier.visit_level(await frontier.beginning(), named=True)
+
+    assert asyncio.run(second_level()) == {site.url(name) for name in names[:5]}
 
 
 def test_the_documents_do_not_depend_on_who_answers_first(site: Site, tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 from pathlib import Path
 
 import pytest
 
+from llm.data.sources.crawl.archive import Archive
+from llm.data.sources.crawl.fetch import Fetcher
+from llm.data.sources.crawl.frontier import Frontier
 from llm.data.sources.crawl.sitemaps import locations
+from llm.data.sources.crawl.web import Web
 from llm.data.sources.limits import Refused
 from tests.data.crawl.conftest import crawled, source_of
 from tests.data.site import Site, html, page, redirect
@@ -84,3 +89,31 @@ def test_what_is_cut_still_names_what_is_whole() -> None:
 def test_images_of_a_page_are_no_pages() -> None:
     image = f'<urlset {XMLNS} xmlns:i="http://x"><url><loc>http://a/</loc><i:image><i:loc>http://a/p</i:loc></i:image></url></urlset>'
     assert locations(image.encode(), 100) == ([], ["http://a/"])
+
+
+def test_a_redirect_of_a_sitemap_obeys_robots_and_scope(site: Site, tmp_path: Path) -> None:
+    closed = page(urlset(site.url("/secret")), "text/xml")
+    site.replies |= {"/robots.txt": page(b"User-agent: *\nDisallow: /closed", "text/plain"), "/": html(), "/closed.xml": closed}
+    site.replies |= {"/one.xml": redirect("/between.xml"), "/between.xml": redirect("/closed.xml"), "/loop.xml": redirect("/loop.xml")}
+    with Site() as other:
+        other.replies["/s.xml"] = page(urlset(site.url("/away")), "text/xml")
+        site.replies["/two.xml"] = redirect(other.url("/s.xml"))
+        names = ("/one.xml", "/two.xml", "/loop.xml")
+        documents, reasons = crawled(source_of(site, sitemaps=[site.url(name) for name in names]), tmp_path)
+        assert other.log == []
+    assert set(documents) == {"/"}
+    assert reasons == {"/one.xml": "robots_disallowed", "/two.xml": "redirect_not_followed", "/loop.xml": "too_many_redirects"}
+    assert site.asked("/closed.xml") == []
+
+
+def test_no_more_pages_of_sitemaps_are_held_than_will_be_asked_for(site: Site, tmp_path: Path) -> None:
+    urls = [site.url(f"/{number:04}") for number in range(1000)]
+    site.replies["/s.xml"] = page(urlset(*reversed(urls), *(f"http://0.test/{number}" for number in range(100))), "text/xml")
+    source = source_of(site, seeds=(), sitemaps=[site.url("/s.xml")], max_pages=5)
+
+    async def beginning() -> set[str]:
+        with Archive(tmp_path / "archive", "now") as archive:
+            async with Fetcher(source) as fetcher:
+                return await Frontier(source, Web(fetcher, archive)).beginning()
+
+    assert asyncio.run(beginning()) == set(urls[:5])

@@ -52,11 +52,22 @@ SAME = {
     "http://example.org/a/../../../etc": "http://example.org/etc",
     "http://example.org?": "http://example.org/",
     "http://bücher.example/": "http://xn--bcher-kva.example/",
+    f"http://{'a' * 63}.b/": f"http://{'a' * 63}.b/",
+    f"http://{'a.' * 126}b/": f"http://{'a.' * 126}b/",
     "http://[2001:DB8:0::1]:8080/": "http://[2001:db8::1]:8080/",
     " http://example.org/\n": "http://example.org/",
 }
 NOTHING = ("mailto:a@b", "javascript:x", "data:,x", "file:///etc/passwd", "http://", "http:///x", "http://a@b/", "http://a:b@c/")
 NOTHING += ("http://[::1", "http://a:b/", "http://a:99999/", "http://a b/", "http://%61/", "http://[fe80::1%25x]/", "http://a\\@b/")
+NOTHING += (
+    "http://a..b/",
+    "http://a../",
+    "http://.a/",
+    f"http://{'a' * 64}.b/",
+    f"http://{'a.' * 126}bb/",
+    "http://ü..b/",
+    f"http://{'ü' * 64}/",
+)
 
 
 @pytest.mark.parametrize("reference", RESOLVED)

@@ -73,9 +73,12 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """A connection to the first address of the host that answers.
 
-        Raises: RefusedAddress if any address of the host is not public; httpcore.ConnectError if none answers.
+        Raises: RefusedAddress if any address of the host is not public or it can't be a host; httpcore.ConnectError if none answers.
         """
-        addresses = [ipaddress.ip_address(address) for address in await self._resolve(host, port)]
+        try:
+            addresses = [ipaddress.ip_address(address) for address in await self._resolve(host, port)]
+        except UnicodeError as failure:  # the codec for names that the look-up applies refuses empty and long labels
+            raise RefusedAddress(f"{host[:300]} is no name of a host") from failure
         refused = [address for address in addresses if not is_public(address) and not self._is_allowed(address)]
         if refused:
             raise RefusedAddress(f"{host} is {refused[0]}")

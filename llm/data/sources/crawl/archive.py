@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,10 +89,11 @@ class Archive:
                 f"INSERT OR REPLACE INTO answers VALUES ({','.join('?' * 11)})", (kind, url, self.period, time.time(), *facts, *body)
             )
 
-    def forget_other_periods(self, kind: str) -> None:
-        """Drop what this period's crawl has not met: pages that vanished from their site."""
+    def forget_other_periods(self, kind: str, keep: Iterable[str] = ()) -> None:
+        """Drop what this period's crawl has not met: pages that vanished from their site. URLs in `keep` stay."""
+        vanished = "kind = ? AND period != ? AND url NOT IN (SELECT value FROM json_each(?))"
         with self._named_errors():
-            self._database.execute("DELETE FROM answers WHERE kind = ? AND period != ?", (kind, self.period))
+            self._database.execute(f"DELETE FROM answers WHERE {vanished}", (kind, self.period, json.dumps(list(keep))))
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:

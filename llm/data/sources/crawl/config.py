@@ -53,6 +53,13 @@ class CrawlSource(Section):
     max_wait_seconds: float = Field(default=120, gt=0, description="cap of any wait; a host that asks for a longer one is left alone")
     failures_per_host: int = Field(default=20, ge=1, description="tries in a row after which a host is left alone")
 
+    max_unreachable_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="of URLs, and of seeds and sitemaps, that fail for a while; above it the crawl is to be repeated",
+    )
+
     request_seconds: float = Field(default=60, gt=0, description="from the look-up of the name to the last byte")
     min_bytes_per_second: int = Field(default=256, ge=0, description="of a response, after its first seconds")
     max_page_bytes: int = Field(default=10_000_000, ge=1, description="decompressed")

@@ -21,6 +21,7 @@ from llm.data.sources.limits import Refused
 REDIRECTS = {301, 302, 303, 307, 308}
 BUSY = {"http_429", "http_503"}  # the host, not the page, asks for time
 HEALING = BUSY | {"timeout", "unreachable", "http_408", "http_500", "http_502", "http_504"}
+UNASKED = {"host_given_up", "robots_unreachable"}  # because of what time may heal
 PATIENCE_SECONDS = 5  # before the rate of a response is judged
 DRAINED_BYTES = 65_536  # of a body that nobody wants, so that its connection can be used again
 
@@ -160,6 +161,16 @@ class Fetcher:
                 raise Refused("too_large")
         inflater.finish()
         return bytes(body)
+
+
+def may_heal(reason: str) -> bool:
+    """Whether the same request may get a page later, though no try of it did.
+
+    Example:
+        >>> may_heal("timeout"), may_heal("http_521"), may_heal("http_404")
+        (True, True, False)
+    """
+    return reason in HEALING | UNASKED | {"too_slow"} or reason.startswith("http_5")
 
 
 def _unicode(value: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from llm.data.sources.crawl.archive import Archive
 from llm.data.sources.crawl.config import CrawlSource
@@ -67,19 +68,39 @@ class Frontier:
         """
         next_level: set[str] = set()
         for _ in range(MAX_REDIRECTS + 1):
-            rules = await self._rules(url for url in level if url not in self.found and url in self.scope)
-            wanted = sorted(url for url in rules if named or rules[url].refusal(url) != "robots_disallowed")
-            chosen = wanted[: self.source.max_pages - len(self.found)]
-            self.found |= {url: rules[url].refusal(url) for url in chosen}
-            allowed = [url for url in chosen if not self.found[url]]
-            next_level |= await self._visit(allowed)
+            chosen = await self._chosen(level, named=named)
+            self.found |= chosen
+            allowed = [url for url, refusal in chosen.items() if not refusal]
+            await self._visit(allowed, next_level)
             level = {self.redirects[url] for url in allowed if url in self.redirects}
+        self._cut(next_level, self.source.max_pages)
         return next_level
 
     def outcomes(self) -> dict[str, str]:
         """Every URL with a page or a reason."""
         pages = {url: reason for url, reason in self.found.items() if url not in self.redirects}
         return self.failed_sitemaps | pages | {url: reason for url in self.redirects if (reason := self._dead_end(url))}
+
+    async def _chosen(self, level: set[str], *, named: bool) -> dict[str, str]:
+        """The first URLs of a level, as many as there is room for, and why they must not be asked for: empty if they may.
+
+        Only for what there is room for is anyone asked for rules.
+        """
+        waiting = sorted(url for url in level if url not in self.found and url in self.scope)
+        chosen: dict[str, str] = {}
+        while waiting and (room := self.source.max_pages - len(self.found) - len(chosen)) > 0:
+            tried, waiting = waiting[:room], waiting[room:]
+            refusals = {url: rules.refusal(url) for url, rules in (await self._rules(tried)).items()}
+            chosen |= {url: refusal for url, refusal in refusals.items() if named or refusal != "robots_disallowed"}
+        return chosen
+
+    def _cut(self, urls: set[str], most: int) -> None:
+        """Hold no more than `max_pages` if there are more than `most`: the first, less what is known to be disallowed.
+
+        Of these, at most `len(self.found)` turn out to be visited already, so the next level lacks nothing that it has room for.
+        """
+        if len(urls) > most:
+            urls.intersection_update(nsmallest(self.source.max_pages, (url for url in urls if not self.robots.disallow(url))))
 
     async def _rules(self, urls: Iterable[str]) -> dict[str, Rules]:
         """The rules for each URL; origins are asked side by side."""
@@ -88,15 +109,13 @@ class Frontier:
         rules = dict(zip(origins, await asyncio.gather(*(self.robots.rules(f"{place}/") for place in origins)), strict=True))
         return {url: rules[place] for url, place in places.items()}
 
-    async def _visit(self, urls: Iterable[str]) -> set[str]:
-        """Ask for these, hosts side by side; the links on them."""
+    async def _visit(self, urls: Iterable[str], found: set[str]) -> None:
+        """Ask for these, hosts side by side; the links on them go to `found`."""
         queues: dict[str, deque[str]] = defaultdict(deque)
         for url in urls:
             queues[hostname(url)].append(url)
-        found: set[str] = set()
         workers = [queue for queue in queues.values() for _ in range(min(len(queue), self.source.connections_per_host))]
         await asyncio.gather(*(self._work_off(queue, found) for queue in workers))
-        return found
 
     async def _work_off(self, queue: deque[str], found: set[str]) -> None:
         while queue:
@@ -107,13 +126,15 @@ class Frontier:
                 self.redirects[url] = answer.location
             elif answer.is_page and media_type(answer.content_type) in HTML:
                 found |= self._links(url, answer)
+                self._cut(found, 2 * self.source.max_pages)
 
     def _links(self, url: str, answer: Answer) -> set[str]:
+        """Those in scope."""
         try:
             text = page_text(answer.body, answer.content_type, self.source.min_encoding_confidence)
         except Refused:
             return set()
-        return links(text, url, self.source.drop_parameters)
+        return {link for link in links(text, url, self.source.drop_parameters) if link in self.scope}
 
     def _dead_end(self, url: str) -> str:
         """Why a redirect leads to no outcome: in a circle, or out of the crawl's bounds; empty if it does lead to one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,10 +16,12 @@ from llm.data.document import Document, Quarantined
 from llm.data.parts import Piece
 from llm.data.sources.crawl.archive import Archive
 from llm.data.sources.crawl.config import CrawlSource
-from llm.data.sources.crawl.fetch import Answer, Fetcher
+from llm.data.sources.crawl.fetch import Answer, Fetcher, may_heal
 from llm.data.sources.crawl.frontier import crawl
 from llm.data.sources.crawl.pages import HTML, media_type, page_text
+from llm.data.sources.crawl.urls import canonical
 from llm.data.sources.limits import Refused
+from llm.errors import SourceError
 
 
 def snapshot(source: CrawlSource) -> dict[str, Any]:
@@ -42,18 +45,40 @@ def pieces(source: CrawlSource, home: Path) -> list[Piece]:
 
 
 def read(source: CrawlSource, piece: tuple[str, str]) -> Iterator[Document | Quarantined]:
-    """Crawl, or continue a crawl, then its pages by URL. Ids are `crawl:<url>`."""
+    """Crawl, or continue a crawl, then its pages by URL. Ids are `crawl:<url>`.
+
+    Raises: SourceError if more than `max_unreachable_share` failed for reasons that time may heal. A repetition then asks for these
+    only, since the archive holds the rest; documents without them would count as the whole period.
+    """
     path, period = piece
     with Archive(Path(path), period) as archive:
         outcomes = asyncio.run(_crawled(source, archive))
+        unreachable = {url: reason for url, reason in outcomes.items() if may_heal(reason)}
+        _refuse_outage(source, outcomes, unreachable)
         for url, reason in sorted(outcomes.items()):
             yield Quarantined(f"crawl:{url}", reason) if reason else _page(source, archive, url)
-        archive.forget_other_periods("page")
+        archive.forget_other_periods("page", keep=unreachable)
 
 
 async def _crawled(source: CrawlSource, archive: Archive) -> dict[str, str]:
     async with Fetcher(source) as fetcher:
         return await crawl(source, archive, fetcher)
+
+
+def _refuse_outage(source: CrawlSource, outcomes: dict[str, str], unreachable: dict[str, str]) -> None:
+    """Of seeds and sitemaps the share is taken apart too: what is behind those that failed is not even known.
+
+    Raises: SourceError if too much failed for a while.
+    """
+    roots = {canonical(url, drop_parameters=source.drop_parameters) for url in (*source.seeds, *source.sitemaps)}
+    shares = (len(unreachable) / max(1, len(outcomes)), len(roots & unreachable.keys()) / len(roots))
+    if max(shares) > source.max_unreachable_share:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(unreachable.values()).items()))
+        raise SourceError(
+            "too much of a crawl can't be reached",
+            value=f"{len(unreachable)} of {len(outcomes)} URLs ({reasons}), first {min(unreachable)}",
+            remedy="repeat the command later, it asks for these only; or raise max_unreachable_share of this source",
+        )
 
 
 def _page(source: CrawlSource, archive: Archive, url: str) -> Document | Quarantined:

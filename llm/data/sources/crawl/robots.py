@@ -47,6 +47,11 @@ class Robots:
             rules = self._rules[place] = await self._read(place)
         return rules
 
+    def disallow(self, url: str) -> bool:
+        """Whether rules that are known already disallow a URL."""
+        rules = self._rules.get(origin(url))
+        return rules is not None and rules.refusal(url) == "robots_disallowed"
+
     async def _read(self, place: str) -> Rules:
         """The rules as they are: without a file (4xx) all is allowed; if it can't be reached (5xx, network) nothing is.
 

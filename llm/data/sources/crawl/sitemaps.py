@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from heapq import nsmallest
 
 from lxml import etree
 
-from llm.data.sources.crawl.fetch import Kind
+from llm.data.sources.crawl.fetch import Answer, Kind
 from llm.data.sources.crawl.inflate import GZIP_MAGIC, Inflater
 from llm.data.sources.crawl.robots import Robots
 from llm.data.sources.crawl.urls import Scope, canonical
-from llm.data.sources.crawl.web import Web
+from llm.data.sources.crawl.web import MAX_REDIRECTS, Web
 from llm.data.sources.limits import Refused
 
 SITEMAP = Kind("sitemap", max_bytes=50 * 2**20)
@@ -22,7 +23,11 @@ MAX_SITEMAPS = 1_000
 
 
 async def sitemap_pages(web: Web, robots: Robots, scope: Scope, sitemaps: Iterable[str]) -> tuple[set[str], dict[str, str]]:
-    """Canonical URLs of the pages that these sitemaps and those inside them name; why a sitemap could not be used, by its URL."""
+    """Canonical URLs of the first pages in scope, up to `max_pages`, that these sitemaps and those inside them name.
+
+    And why a sitemap could not be used, by its URL.
+    """
+    source = web.fetcher.source
     pages: set[str] = set()
     failed: dict[str, str] = {}
     seen: set[str] = set()
@@ -30,20 +35,34 @@ async def sitemap_pages(web: Web, robots: Robots, scope: Scope, sitemaps: Iterab
     while waiting and len(seen) < MAX_SITEMAPS:
         url = waiting.pop(0)
         seen.add(url)
-        reason = (await robots.rules(url)).refusal(url)
-        answer = None if reason else await web.follow(url, SITEMAP)
+        answer = await _followed(web, robots, scope, url)
         try:
-            if answer is None or answer.reason:
-                raise Refused(reason or (answer.reason if answer else ""))
-            inside, named = locations(answer.body, web.fetcher.source.max_compression_ratio)
+            if answer.reason:
+                raise Refused(answer.reason)
+            inside, named = locations(answer.body, source.max_compression_ratio)
         except Refused as error:
             failed[url] = error.reason
             continue
-        source = web.fetcher.source
         found = {each for name in inside if (each := canonical(name, url)) and scope.on_hosts(each)}
-        waiting.extend(sorted(found - seen - set(waiting)))
-        pages |= {each for name in named if (each := canonical(name, url, source.drop_parameters))}
+        waiting = [*waiting, *sorted(found - seen - set(waiting))][: MAX_SITEMAPS - len(seen)]
+        pages |= {each for name in named if (each := canonical(name, url, source.drop_parameters)) and each in scope}
+        if len(pages) > source.max_pages:
+            pages = set(nsmallest(source.max_pages, pages))
     return pages, failed
+
+
+async def _followed(web: Web, robots: Robots, scope: Scope, url: str) -> Answer:
+    """What a sitemap's URL leads to; each redirect must be allowed as well, and stay on the hosts of the crawl."""
+    for _ in range(MAX_REDIRECTS + 1):
+        if reason := (await robots.rules(url)).refusal(url):
+            return Answer(reason)
+        answer = await web.ask(url, SITEMAP)
+        if not answer.location:
+            return answer
+        url = answer.location
+        if not scope.on_hosts(url):
+            return Answer("redirect_not_followed")
+    return Answer("too_many_redirects")
 
 
 def locations(body: bytes, max_ratio: float) -> tuple[list[str], list[str]]:

@@ -13,6 +13,8 @@ from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 from llm.data.sources.crawl.config import CrawlSource
 
 MAX_CHARACTERS = 2048  # what sitemaps.org allows; longer ones come from traps
+MAX_NAME_CHARACTERS = 253  # RFC 1035, section 2.3.4: 255 octets, of which two are the first length and the root
+MAX_LABEL_CHARACTERS = 63
 DEFAULT_PORTS = {"http": 80, "https": 443}
 UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
 
@@ -87,7 +89,8 @@ def _host(name: str) -> str:
     if ":" in name:
         return f"[{IPv6Address(name).compressed}]" if "%" not in name else ""
     ascii_name = (name if name.isascii() else name.encode("idna").decode()).lower().removesuffix(".")
-    return ascii_name if _name.fullmatch(ascii_name) else ""
+    labels_fit = all(0 < len(label) <= MAX_LABEL_CHARACTERS for label in ascii_name.split("."))
+    return ascii_name if _name.fullmatch(ascii_name) and labels_fit and len(ascii_name) <= MAX_NAME_CHARACTERS else ""
 
 
 def _escaped(text: str, safe: str) -> str:
