@@ -20,7 +20,7 @@ from llm.data.config import DedupConfig
 from llm.data.document import SCHEMA, Books, write_json_lines
 from llm.data.hashing import mix
 from llm.data.parts import Piece, Workshop, link, shards
-from llm.data.similarity.pairs import ShingleSets, alike, components
+from llm.data.similarity.pairs import ShingleSets, relatives
 from llm.data.similarity.sketch import Shape, Sketches, band_rows, sketches
 from llm.data.similarity.words import bytes_of, hashes
 from llm.data.split import SPLITS, require_all
@@ -129,8 +129,7 @@ def decide(corpus: Corpus, config: DedupConfig) -> Fates:
     """
     _, first_T, text_D = np.unique(corpus.digest_D, return_index=True, return_inverse=True)
     sets = corpus.sets.chosen(first_T)
-    pairs, similarity = alike(corpus.keys_DK[first_T], sets, threshold=config.threshold, at_least=config.link_threshold)
-    cluster_T, family_T = (components(len(first_T), pairs[similarity >= least]) for least in (config.threshold, config.link_threshold))
+    cluster_T, family_T = relatives(corpus.keys_DK[first_T], sets, threshold=config.threshold, at_least=config.link_threshold)
     survivor_D, reason_D = _survivors(corpus, cluster_T[text_D], text_D)
     return Fates(_splits(corpus, family_T[text_D], config), reason_D, survivor_D)
 
@@ -157,7 +156,7 @@ def split_shard(value: tuple[str, str], out: Path) -> dict[str, Any]:
 def _shape(config: DedupConfig) -> Shape:
     if config.exact_only:
         return Shape()
-    return Shape(config.shingle_words, config.permutations, band_rows(config.permutations, config.threshold))
+    return Shape(config.shingle_words, config.permutations, band_rows(config.permutations, config.threshold, config.link_threshold))
 
 
 def _survivors(corpus: Corpus, cluster_D: NDArray[np.int64], text_D: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -124,6 +124,22 @@ def test_the_dropped_are_those_of_exact_similarity(tmp_path: Path) -> None:
     assert len(dropped & expected) >= 0.99 * len(dropped)
 
 
+def test_relatives_share_a_split_under_a_high_threshold_too(tmp_path: Path) -> None:
+    """300 pairs at a similarity of about 2/3, which a stricter `threshold` neither drops nor tears apart."""
+    chance = np.random.default_rng(0)
+    documents = []
+    for seed in range(300):
+        words = text(seed).split()
+        for place in chance.choice(len(words), 12, replace=False):
+            words[place] = f"other{place}"
+        bodies = {"a": text(seed), "b": " ".join(words)}
+        documents += [Document(id=f"{seed}.{name}", text=body, source="files") for name, body in bodies.items()]
+    run(tmp_path, documents, CONFIG.model_copy(update={"threshold": 0.9}))
+    splits = {id: split for split, members in kept(tmp_path / "out").items() for id in members}
+    assert len(splits) == 600
+    assert sum(splits[f"{seed}.a"] != splits[f"{seed}.b"] for seed in range(300)) <= 3
+
+
 def test_shards_are_read_as_they_were_written(deduped: Path) -> None:
     """Every field of a document that is kept survives, and a shard looks like any other shard of documents."""
     documents = {document.id: document for document in corpus()}

@@ -45,30 +45,32 @@ class ShingleSets:
         return found
 
 
-def alike(keys_TK: NDArray[np.uint32], sets: ShingleSets, *, threshold: float, at_least: float) -> tuple[Pairs, NDArray[np.float64]]:
-    """Pairs that reach `at_least`, with their Jaccard similarity: enough of them to connect all that banding proposes.
+def relatives(
+    keys_TK: NDArray[np.uint32], sets: ShingleSets, *, threshold: float, at_least: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each text the number of its cluster, which pairs that reach `threshold` connect, and of its family, which `at_least` makes.
 
-    Every pair is verified on the sets themselves. One whose members are already connected by pairs that reach
-    `threshold` is not looked at, since it could add nothing.
+    Every pair that banding proposes is verified on the sets themselves, once at most. One whose members are already in a
+    cluster is not looked at, nor one within a family whose sizes keep it below `threshold`: they could add nothing.
+    Pairs are forgotten as soon as they have joined what they join, so memory grows with texts, however many are alike.
     """
-    near = np.arange(len(keys_TK))  # which component of pairs that reach `threshold` a text is in
-    seen = np.empty(0, np.uint64)
-    found, similarities = np.empty((0, 2), np.int64), np.empty(0)
-    for pairs in _rounds(keys_TK):
-        pairs = pairs[near[pairs[:, 0]] != near[pairs[:, 1]]]
-        pairs, seen = _unseen(pairs, seen)
+    cluster_T = family_T = np.arange(len(keys_TK))
+    for pairs, earlier in _rounds(keys_TK):
+        pairs = pairs[_differ(cluster_T, pairs)]
+        pairs = pairs[_differ(family_T, pairs) | (_most_alike(sets, pairs) >= threshold)]
+        pairs = _fresh(pairs, earlier)
         similarity = jaccard(sets, pairs)
-        enough = similarity >= at_least
-        found, similarities = np.concatenate([found, pairs[enough]]), np.concatenate([similarities, similarity[enough]])
-        if (similarity >= threshold).any():
-            near = components(len(near), found[similarities >= threshold])
-    return found, similarities
+        cluster_T, family_T = (
+            _joined(labels_T, pairs[similarity >= least]) for labels_T, least in ((cluster_T, threshold), (family_T, at_least))
+        )
+    return cluster_T, family_T
 
 
-def proposed(keys_TK: NDArray[np.uint32], band: int) -> Pairs:
+def proposed(keys_TK: NDArray[np.uint32], band: int) -> tuple[Pairs, NDArray[np.uint32]]:
     """Pairs that agree in a band: all of a bucket; in a crowd (boilerplate) each with the next few, or they'd grow as the square.
 
-    Next neighbours come first, then those two places apart, and so on.
+    And each text's place, by which pairs are known later on: they are those at most `NEIGHBOURS` places apart. A bucket
+    that is no crowd has one place for all. Next neighbours come first, then those two places apart, and so on.
     A crowd is sorted by the keys of the bands that follow, so that the most alike stand together, and every band that a
     pair shares sorts it anew.
 
@@ -77,12 +79,15 @@ def proposed(keys_TK: NDArray[np.uint32], band: int) -> Pairs:
     slots = np.sort(keys_TK[:, band].astype(np.uint64) << _half | np.arange(len(keys_TK), dtype=np.uint64))
     buckets, members = slots >> _half, (slots & _low).astype(np.int64)
     lengths = np.diff(np.flatnonzero(np.append(buckets[1:] != buckets[:-1], True)[: len(buckets)]), prepend=-1)
-    crowded = np.repeat(lengths > FULL_BUCKET, lengths)
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    crowded = lengths[number] > FULL_BUCKET
     crowd = np.flatnonzero(crowded)
     following = [keys_TK[members[crowd], (band + step) % keys_TK.shape[1]] for step in range(min(8, keys_TK.shape[1] - 1), 0, -1)]
     members[crowd] = members[crowd][np.lexsort([*following, buckets[crowd]])] if crowd.size else members[crowd]
     pairs = np.concatenate([np.stack([members[at], members[at + step]], 1) for step, at in _steps(buckets, crowded)])
-    return np.sort(pairs, axis=1)
+    place_T = np.empty(len(members), np.uint32)
+    place_T[members] = np.where(crowded, np.arange(len(members)), (np.cumsum(lengths) - lengths)[number]) + NEIGHBOURS * number
+    return np.sort(pairs, axis=1), place_T
 
 
 def jaccard(sets: ShingleSets, pairs: Pairs) -> NDArray[np.float64]:
@@ -113,12 +118,43 @@ def spans(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.in
     return np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
 
 
-def _rounds(keys_TK: NDArray[np.uint32]) -> Iterator[Pairs]:
-    """All that bands propose, so much at a time that what was found connects most of a crowd before its next round."""
+def _rounds(keys_TK: NDArray[np.uint32]) -> Iterator[tuple[Pairs, list[NDArray[np.uint32]]]]:
+    """All that bands propose, so much at a time that what was found connects most of a crowd before its next round.
+
+    With them the places of all texts in earlier bands.
+    """
+    earlier: list[NDArray[np.uint32]] = []
     for band in range(keys_TK.shape[1]):
-        pairs = proposed(keys_TK, band)
+        pairs, place_T = proposed(keys_TK, band)
         for start in range(0, len(pairs), ROUND_PAIRS):
-            yield pairs[start : start + ROUND_PAIRS]
+            yield pairs[start : start + ROUND_PAIRS], earlier
+        earlier.append(place_T)
+
+
+def _fresh(pairs: Pairs, earlier: Sequence[NDArray[np.uint32]]) -> Pairs:
+    """Those pairs that no earlier band proposed."""
+    for place_T in earlier:
+        apart = place_T[pairs[:, 0]] - place_T[pairs[:, 1]]  # modulo 2³², as the sum that follows
+        pairs = pairs[apart + np.uint32(NEIGHBOURS) > 2 * NEIGHBOURS]
+    return pairs
+
+
+def _differ(labels_T: NDArray[np.int64], pairs: Pairs) -> NDArray[np.bool_]:
+    """Which pairs' members have different labels."""
+    unlike: NDArray[np.bool_] = labels_T[pairs[:, 0]] != labels_T[pairs[:, 1]]
+    return unlike
+
+
+def _most_alike(sets: ShingleSets, pairs: Pairs) -> NDArray[np.float64]:
+    """The similarity that each pair has if the smaller set lies within the larger."""
+    sizes = sets.count_T[pairs]
+    return sizes.min(axis=1) / np.maximum(1, sizes.max(axis=1))
+
+
+def _joined(labels_T: NDArray[np.int64], pairs: Pairs) -> NDArray[np.int64]:
+    """The labels of components, after these pairs have connected some of them."""
+    bridges = labels_T[pairs[_differ(labels_T, pairs)]]
+    return components(len(labels_T), bridges)[labels_T] if len(bridges) else labels_T
 
 
 def _steps(buckets: NDArray[np.uint64], crowded: NDArray[np.bool_]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -138,11 +174,3 @@ def _shared(sets: ShingleSets, pairs: Pairs) -> NDArray[np.int64]:
     both = np.sort(np.concatenate([number | sets.of(side) for number, side in zip(numbers, pairs.T, strict=True)]))
     twice = both[1:][both[1:] == both[:-1]]
     return np.bincount((twice >> _half).astype(np.int64), minlength=len(pairs))
-
-
-def _unseen(pairs: Pairs, seen: NDArray[np.uint64]) -> tuple[Pairs, NDArray[np.uint64]]:
-    """Those pairs, once each, that are not among the seen ones; and all seen by now."""
-    codes = np.sort(pairs[:, 0].astype(np.uint64) << _half | pairs[:, 1].astype(np.uint64))
-    codes = codes[np.append(True, codes[1:] != codes[:-1])[: len(codes)]]
-    fresh = codes[np.append(seen, _low)[np.searchsorted(seen, codes)] != codes]
-    return np.stack([fresh >> _half, fresh & _low], 1).astype(np.int64), np.sort(np.append(seen, fresh))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from llm.data.hashing import GOLDEN, mix
 from llm.data.similarity.words import Words, words
 
-RECALL = 0.99
+RECALL = 0.99  # of pairs at the threshold from which a text is dropped
+LINK_RECALL = 0.85  # of pairs at that from which two share a split; chains find some of the others
 BLOCK_BYTES = 1 << 19  # of text at a time: what is made of it stays in the cache
 EMPTY = np.uint32(2**32 - 1)
 
@@ -111,16 +112,23 @@ def band_keys(signatures: NDArray[np.uint32], rows: int) -> NDArray[np.uint32]:
     return (mix(keys) >> _half).astype(np.uint32)
 
 
-def band_rows(permutations: int, threshold: float) -> int:
-    """Rows per band: the most that still find a pair at `threshold` with probability `RECALL`, 1 - (1 - s^r)^b.
+def band_rows(permutations: int, threshold: float, link_threshold: float) -> int:
+    """Rows per band: the most that find a pair at `threshold` with probability `RECALL`, and at `link_threshold` with `LINK_RECALL`.
+
+    A pair of similarity s is found with 1 - (1 - s^r)^b.
 
     Source: Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4, http://www.mmds.org.
     Example:
-        >>> band_rows(128, 0.8)
+        >>> band_rows(128, 0.8, 0.5)
         4
     """
+
+    def missed(similarity: float, rows: int) -> float:
+        return (1 - similarity**rows) ** (permutations // rows)
+
     divisors = (rows for rows in range(16, 1, -1) if permutations % rows == 0)
-    return next((rows for rows in divisors if 1 - (1 - threshold**rows) ** (permutations // rows) >= RECALL), 1)
+    enough = (rows for rows in divisors if missed(threshold, rows) <= 1 - RECALL and missed(link_threshold, rows) <= 1 - LINK_RECALL)
+    return next(enough, 1)
 
 
 def _blocks(texts: pa.Array) -> Iterator[pa.Array]:

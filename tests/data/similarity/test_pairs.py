@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import random
 import sysconfig
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from llm.data.similarity import pairs as module
-from llm.data.similarity.pairs import NEIGHBOURS, ShingleSets, alike, components, jaccard, proposed
+from llm.data.similarity.pairs import NEIGHBOURS, ShingleSets, components, jaccard, proposed, relatives
 from llm.data.similarity.sketch import Shape, Sketches, sketches
 from tests.data.similarity import slow
-from tests.data.similarity.test_sketch import SHAPE, family
+from tests.data.similarity.test_sketch import SHAPE, VOCABULARY, family
 
 Found = dict[tuple[int, int], float]
 
@@ -31,7 +34,7 @@ def sets_of(sketched: Sketches) -> ShingleSets:
 def everything(texts: list[str], shape: Shape = SHAPE, at_least: float = 0.5) -> Found:
     """All pairs that any band proposes and the shingles confirm."""
     sketched = sketches(pa.array(texts), shape)
-    found = np.unique(np.concatenate([proposed(sketched.keys_TK, band) for band in range(sketched.keys_TK.shape[1])]), axis=0)
+    found = np.unique(np.concatenate([proposed(sketched.keys_TK, band)[0] for band in range(sketched.keys_TK.shape[1])]), axis=0)
     similarities = jaccard(sets_of(sketched), found)
     return {(i, j): value for (i, j), value in zip(found.tolist(), similarities.tolist(), strict=True) if value >= at_least}
 
@@ -73,17 +76,57 @@ def test_near_copies_are_found_in_scripts_without_spaces() -> None:
     assert everything(texts, at_least=0.8).keys() == {(place, place + 1) for place in range(0, 60, 2)}
 
 
-def test_connecting_pairs_connect_whatever_all_pairs_do() -> None:
-    """The pairs that are left out join nothing that is not joined, at either threshold."""
-    texts = [member for seed in range(20) for member in family(seed)]
+def templated(count: int) -> list[str]:
+    """Pages of one template, each with words of its own: any two at a similarity of about 0.62; and near copies of every tenth."""
+    chance = random.Random(0)
+    template = chance.choices(VOCABULARY, k=120)
+    pages = [" ".join(template + chance.choices(VOCABULARY, k=35)) for _ in range(count - count // 10)]
+    return pages + [f"{page} end" for page in pages[: count // 10]]
+
+
+def same_groups(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+    """Whether two numberings tell the same members apart."""
+    return len(set(one.tolist())) == len(set(other.tolist())) == len(set(zip(one.tolist(), other.tolist(), strict=True)))
+
+
+@pytest.mark.parametrize("round_pairs", [1_000_000, 100])
+@pytest.mark.parametrize(
+    "texts", [[member for seed in range(20) for member in family(seed)], templated(150)], ids=["families", "templated"]
+)
+def test_relatives_are_those_that_all_pairs_connect(texts: list[str], round_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROUND_PAIRS", round_pairs)
     sketched = sketches(pa.array(texts), SHAPE)
-    some, similarity = alike(sketched.keys_TK, sets_of(sketched), threshold=0.8, at_least=0.5)
-    all_pairs = everything(texts)
-    assert len(some) < len(all_pairs)
-    for least in (0.8, 0.5):
-        expected = components(len(texts), np.array([pair for pair, value in all_pairs.items() if value >= least]))
-        assert np.array_equal(components(len(texts), some[similarity >= least]), expected)
-    assert len(np.unique(some, axis=0)) == len(some)
+    found = relatives(sketched.keys_TK, sets_of(sketched), threshold=0.8, at_least=0.5)
+    truth = slow.similar_pairs(texts, 0.5)
+    for labels_T, least in zip(found, (0.8, 0.5), strict=True):
+        connected = np.array([pair for pair, value in truth.items() if value >= least])
+        assert same_groups(labels_T, components(len(texts), connected))
+
+
+def test_memory_of_templated_pages_grows_by_a_few_numbers_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is alike to all others; at most the pairs of one band are there at a time, and none is kept."""
+    monkeypatch.setattr(module, "BATCH_SHINGLES", 1 << 14)
+    monkeypatch.setattr(module, "ROUND_PAIRS", 1000)
+    texts = templated(4_000)
+    sketched = sketches(pa.array(texts), SHAPE)
+    sets = sets_of(sketched)
+    tracemalloc.start()
+    cluster_T, family_T = relatives(sketched.keys_TK, sets, threshold=0.8, at_least=0.5)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(set(cluster_T.tolist())), len(set(family_T.tolist()))) == (3_600, 1)
+    assert peak_bytes < 2_500 * len(texts)
+
+
+def test_a_pair_is_fresh_in_the_first_band_that_proposes_it_alone() -> None:
+    """Small buckets and crowds, against a set of all pairs that have been there."""
+    keys_TK = np.random.default_rng(0).integers(12, size=(600, 6), dtype=np.uint32) ** 2 // 8
+    seen: set[tuple[int, int]] = set()
+    for pairs, earlier in module._rounds(keys_TK):
+        here = {(low, high) for low, high in pairs.tolist()}
+        assert {(low, high) for low, high in module._fresh(pairs, earlier).tolist()} == here - seen
+        seen |= here
+    assert len(seen) > 10_000
 
 
 def test_similarity_is_the_same_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +150,7 @@ def test_components_join_chains_whatever_their_order() -> None:
 def test_crowded_buckets_stay_linear() -> None:
     """One key for all: each stands beside the next few, and that connects everyone."""
     keys = np.ones((3000, 4), np.uint32)
-    pairs = proposed(keys, 0)
+    pairs, _ = proposed(keys, 0)
     assert 2999 <= len(pairs) <= 3000 * NEIGHBOURS
     assert set(components(3000, pairs).tolist()) == {0}
 
@@ -119,14 +162,14 @@ def test_near_copies_in_a_crowd_are_proposed_whoever_stands_first() -> None:
     keys = chance.integers(2**32, size=(201, 32), dtype=np.uint32)
     keys[:, 0] = 1
     keys[places[:, 1], 1] = keys[places[:, 0], 1]
-    found = proposed(keys, 0)
+    found, _ = proposed(keys, 0)
     assert {(low, high) for low, high in np.sort(places).tolist()} <= {(low, high) for low, high in found.tolist()}
     assert len(found) <= 201 * NEIGHBOURS
 
 
 def test_small_and_full_buckets_stand_side_by_side() -> None:
     keys = np.repeat(np.array([5, 9, 7], np.uint32), [100, 3, 1])[:, None]
-    found = {(low, high) for low, high in proposed(keys, 0).tolist()}
+    found = {(low, high) for low, high in proposed(keys, 0)[0].tolist()}
     assert {(100, 101), (100, 102), (101, 102)} <= found
     assert all(high <= 99 or low >= 100 for low, high in found)
     assert not any(103 in pair for pair in found)

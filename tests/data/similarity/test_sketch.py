@@ -10,7 +10,7 @@ import pytest
 from datasketch import MinHash
 
 from llm.data.similarity import sketch
-from llm.data.similarity.sketch import Shape, band_keys, shingles, signatures, sketches
+from llm.data.similarity.sketch import Shape, band_keys, band_rows, shingles, signatures, sketches
 from llm.data.similarity.words import words
 from tests.data.similarity import slow
 
@@ -82,6 +82,17 @@ def test_band_keys_are_equal_where_bands_are() -> None:
     same = band_keys(some, 4) == band_keys(other, 4)
     assert same.sum() == 50 * 31
     assert not same[np.arange(50), changed // 4].any()
+
+
+@pytest.mark.parametrize("permutations", [64, 128, 256])
+@pytest.mark.parametrize(("threshold", "link_threshold"), [(0.8, 0.5), (0.9, 0.5), (0.95, 0.3), (0.7, 0.7), (1.0, 0.6)])
+def test_bands_find_pairs_at_both_thresholds(permutations: int, threshold: float, link_threshold: float) -> None:
+    """Drawn signatures that agree in each value with the probability of the similarity."""
+    rows = band_rows(permutations, threshold, link_threshold)
+    chance = np.random.default_rng(0)
+    for similarity, recall in ((threshold, 0.99), (link_threshold, 0.85)):
+        agrees = chance.random((5_000, permutations // rows, rows)) < similarity
+        assert agrees.all(axis=2).any(axis=1).mean() > recall - 0.015
 
 
 def test_equal_words_in_equal_order_have_equal_digests() -> None:
