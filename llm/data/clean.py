@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from llm.data.quality.language import identify
 from llm.data.quality.lines import Repeats, count, frequent, without_repeats
 from llm.data.quality.words import plain_words
 from llm.data.repair import main_text, repair
-from llm.data.steps import Step, write_through
+from llm.data.steps import Edited, Step, through, write_through
 from llm.errors import DataError
 
 
@@ -85,11 +85,12 @@ def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop, s
 
     Raises: DataError if nothing passes.
     """
-    settings = config.model_dump(mode="json", include={"repair", "repeats"})
-    repaired = workshop.made("repaired", partial(repair_shard, config), shards(collected, "documents-*.parquet"), settings=settings)
+    settings = config.model_dump(mode="json")
+    found_shards = shards(collected, "documents-*.parquet")
+    repaired = workshop.made("repaired", partial(repair_shard, config), found_shards, settings=settings["repair"])
     surveyed = survey(_pieces(repaired), config, sets, workshop)
-    pieces = decide(repaired, config, surveyed.rulings)
-    filtered = workshop.made("filtered", partial(filter_shard, config), pieces, settings=config.model_dump(mode="json"))
+    pieces = decide(repaired, config, surveyed.rulings, workshop)
+    filtered = workshop.made("filtered", partial(filter_shard, config), pieces, settings=settings)
     for number, path in enumerate(path for part in filtered for path in part.files("documents-*.parquet")):
         link(path, out / f"documents-{number:05d}.parquet")
     concatenate((part.path / "dropped.jsonl" for part in (*repaired, *filtered)), out / "dropped.jsonl")
@@ -104,24 +105,29 @@ def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop, s
 
 
 def repair_shard(config: CleanConfig, shard: str, out: Path) -> dict[str, Any]:
-    """One shard as it was meant to be, and what has to be known of it to decide; its books."""
-    counts = write_through(out, read_documents(Path(shard)), repairs(config))
-    if config.repeats.min_documents:
-        np.save(out / "repeats.npy", count(read_shards(out), config.repeats))
-    return counts
+    """One shard as it was meant to be; its books."""
+    return write_through(out, read_documents(Path(shard)), repairs(config))
 
 
-def decide(repaired: Sequence[Part], config: CleanConfig, rulings: Sequence[Rulings]) -> list[Piece]:
+def decide(repaired: Sequence[Part], config: CleanConfig, rulings: Sequence[Rulings], workshop: Workshop) -> list[Piece]:
     """The repaired shards, each with what is decided for it."""
-    repeats: Sequence[Repeats | None] = [None] * len(repaired)
-    if config.repeats.min_documents:
-        repeats = frequent([part.path / "repeats.npy" for part in repaired], config.repeats)
     lexicons = tuple(lexicon.load(each.path) for each in config.lexicons)
-    decisions = [Decisions(*each, lexicons) for each in zip(repeats, rulings, strict=True)]
-    return [
-        Piece((str(part.path), its), {"documents": _content(part), "decisions": its.identity()})
-        for part, its in zip(repaired, decisions, strict=True)
-    ]
+    decisions = [Decisions(None, its, lexicons) for its in rulings]
+    if config.repeats.min_documents:
+        settings = config.model_dump(mode="json")
+        counted = workshop.made("repeats", partial(count_shard, config), _decided(repaired, decisions), settings=settings)
+        repeats = frequent([part.path / "repeats.npy" for part in counted], config.repeats)
+        decisions = [replace(each, repeats=its) for each, its in zip(decisions, repeats, strict=True)]
+    return _decided(repaired, decisions)
+
+
+def count_shard(config: CleanConfig, value: tuple[str, Decisions], out: Path) -> dict[str, Any]:
+    """Writes `repeats.npy`: the lines of one repaired shard. Only a document that passes the second pass may keep one for all."""
+    shard, decisions = value
+    steps = filters(config, decisions)
+    counts = count(read_shards(Path(shard)), config.repeats, lambda document: isinstance(through(document, steps), Edited))
+    np.save(out / "repeats.npy", counts)
+    return {"units": len(counts)}
 
 
 def filter_shard(config: CleanConfig, value: tuple[str, Decisions], out: Path) -> dict[str, Any]:
@@ -132,6 +138,13 @@ def filter_shard(config: CleanConfig, value: tuple[str, Decisions], out: Path) -
 
 def _pieces(parts: Sequence[Part]) -> list[Piece]:
     return [Piece(str(part.path), _content(part)) for part in parts]
+
+
+def _decided(repaired: Sequence[Part], decisions: Sequence[Decisions]) -> list[Piece]:
+    return [
+        Piece((str(part.path), its), {"documents": _content(part), "decisions": its.identity()})
+        for part, its in zip(repaired, decisions, strict=True)
+    ]
 
 
 def _content(part: Part) -> list[str]:

@@ -170,10 +170,10 @@ def test_a_nightly_run_cleans_only_what_is_affected_and_equals_a_run_from_nothin
     run(written(tmp_path / "monday", *first), tmp_path / "one", REPEATS, tmp_path / "parts")
     made = set((tmp_path / "parts").iterdir())
     run(written(tmp_path / "tuesday", *first, numbered("d", 4)), tmp_path / "two", REPEATS, tmp_path / "parts")
-    assert len(set((tmp_path / "parts").iterdir()) - made) == 4  # the shard that came: repaired, its pairs and turns, filtered
+    assert len(set((tmp_path / "parts").iterdir()) - made) == 5  # the shard that came: repaired, its pairs and turns, its lines, filtered
     made = set((tmp_path / "parts").iterdir())
     run(written(tmp_path / "wednesday", *first, numbered("d", 4), numbered("e", 1, MENU)), tmp_path / "three", REPEATS, tmp_path / "parts")
-    assert len(set((tmp_path / "parts").iterdir()) - made) == 4
+    assert len(set((tmp_path / "parts").iterdir()) - made) == 5
     run(tmp_path / "wednesday", tmp_path / "fresh", REPEATS, tmp_path / "other")
     assert files(tmp_path / "three") == files(tmp_path / "fresh")
 
@@ -187,6 +187,17 @@ def test_a_line_that_becomes_frequent_leaves_earlier_shards_too(tmp_path: Path) 
     assert [document.id for document in read_shards(tmp_path / "two") if MENU in document.text] == ["a0"]
     run(tmp_path / "tuesday", tmp_path / "fresh", REPEATS, tmp_path / "other")
     assert files(tmp_path / "two") == files(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_document_that_is_dropped_keeps_no_line(tmp_path: Path, together: bool) -> None:
+    dropped = [Document("short", MENU, "files"), Document("foul", numbered("f", 1, MENU)[0].text + BLOB, "files")]
+    documents = [*dropped, *numbered("a", 3, MENU)]
+    shards = [documents] if together else [[document] for document in documents]
+    config = REPEATS.model_copy(update={"min_characters": 100})
+    books = run(written(tmp_path / "collected", *shards), tmp_path / "out", config, tmp_path / "parts")
+    assert books["dropped"] == {"only_repeats": 1, "encoded_data": 1}
+    assert [document.id for document in read_shards(tmp_path / "out") if MENU in document.text] == ["a0"]
 
 
 def test_other_thresholds_repeat_only_the_second_pass(tmp_path: Path) -> None:

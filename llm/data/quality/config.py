@@ -69,7 +69,11 @@ class RepeatsConfig(Section):
     unit: Literal["line", "paragraph"] = "line"
     within_documents: bool = Field(default=False, description="of those that a document repeats, the first stays")
     min_documents: int | None = Field(default=None, ge=2, description="one that so many documents of the corpus hold is left out")
-    keep_first: bool = Field(default=True, description="the first document that holds it keeps it")
+    keep_first: bool = Field(
+        default=True,
+        description="the first document that holds it and passes all rules keeps it; "
+        "it is lost if the rest of that document, without what others keep, no longer passes",
+    )
     min_characters: int = Field(default=20, ge=1, description="shorter ones are always kept")
 
 

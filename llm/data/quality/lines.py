@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from llm.data.quality.code import is_code
 from llm.data.quality.config import RepeatsConfig
 from llm.data.steps import Edited
 
-COUNTS = np.dtype([("unit", "<u8"), ("documents", "<u4"), ("first", "<u8")])  # hash of a unit, in how many, hash of the first one's id
+COUNTS = np.dtype(
+    [("unit", "<u8"), ("documents", "<u4"), ("first", "<u8")]
+)  # hash of a unit, in how many, hash of the id of the first that may keep it
 RANGE_ROWS = 8_000_000  # of all shards together, looked at at a time: some 300 MB
 NOBODY = 0
 NOTHING_LEFT = Verdict(False, "only_repeats")
@@ -86,14 +88,15 @@ def keys(text: str, config: RepeatsConfig) -> list[int]:
     return [_hash(unit) if len(unit) >= config.min_characters else NOBODY for unit in units]
 
 
-def count(documents: Iterable[Document], config: RepeatsConfig) -> NDArray[np.void]:
-    """In how many of the documents each unit is, and in which first; by hash."""
+def count(documents: Iterable[Document], config: RepeatsConfig, stays: Callable[[Document], bool]) -> NDArray[np.void]:
+    """In how many of the documents each unit is, and in which first of those that stay, or NOBODY; by hash."""
     found: dict[int, list[int]] = {}
     for document in documents:
         if not is_code(document):
-            me = _hash(document.id)
+            keeper = _hash(document.id) if config.keep_first and stays(document) else NOBODY
             for key in set(keys(document.text, config)) - {NOBODY}:
-                found.setdefault(key, [0, me])[0] += 1
+                row = found.setdefault(key, [0, NOBODY])
+                row[:] = row[0] + 1, row[1] or keeper
     return np.array(sorted((key, number, first) for key, (number, first) in found.items()), COUNTS)
 
 
@@ -115,10 +118,13 @@ def frequent(counted: Sequence[Path], config: RepeatsConfig) -> list[Repeats]:
 def _frequent_in_range(slices: list[NDArray[np.void]], found: list[list[NDArray[np.void]]], config: RepeatsConfig) -> None:
     """Adds each shard's frequent rows of one range, `first` being who may keep the unit."""
     rows = np.concatenate(slices)
-    units, first, inverse = np.unique(rows["unit"], return_index=True, return_inverse=True)
+    units, inverse = np.unique(rows["unit"], return_inverse=True)
     documents = np.bincount(inverse, weights=rows["documents"], minlength=len(units))
     chosen = documents[inverse] >= (config.min_documents or np.inf)
-    rows["first"] = rows["first"][first][inverse] if config.keep_first else NOBODY
+    keepers = np.full(len(units), NOBODY, np.uint64)
+    kept = np.flatnonzero(rows["first"] != NOBODY)
+    keepers[inverse[kept[::-1]]] = rows["first"][kept[::-1]]  # the last that is written is the first shard's
+    rows["first"] = keepers[inverse]
     for shard, (part, mask) in enumerate(zip(_cut(rows, slices), _cut(chosen, slices), strict=True)):
         found[shard].append(part[mask])
 

@@ -20,6 +20,11 @@ HEAVY = RepeatsConfig(min_documents=2, min_characters=1)
 Corpus = list[list[Document]]  # shards of documents
 
 
+def stays(document: Document) -> bool:
+    """Stands for the rules of the second pass: a document with a "g" fails them."""
+    return "g\n" not in document.text
+
+
 def corpus(*shards: list[str]) -> Corpus:
     return [[Document(f"{s}-{d}", text, "files") for d, text in enumerate(shard)] for s, shard in enumerate(shards)]
 
@@ -27,7 +32,7 @@ def corpus(*shards: list[str]) -> Corpus:
 def cleaned(shards: Corpus, config: RepeatsConfig, folder: Path) -> list[list[str]]:
     paths = [folder / f"{number}.npy" for number in range(len(shards))]
     for path, shard in zip(paths, shards, strict=True):
-        np.save(path, count(shard, config))
+        np.save(path, count(shard, config, stays))
     found = frequent(paths, config) if config.min_documents else []
     return [
         [text(document, without_repeats(document, config, found[number].keepers() if found else {})) for document in shard]
@@ -40,11 +45,14 @@ def text(document: Document, outcome: Edited | Verdict) -> str:
 
 
 def slow(shards: Corpus, config: RepeatsConfig) -> list[list[str]]:
-    """The definition, on all texts at once: who has a line first, and how many have it."""
+    """The definition, on all texts at once: who of those that stay has a line first, and how many have it."""
     owners: dict[str, list[str]] = defaultdict(list)
+    keepers: dict[str, str] = {}
     for document in itertools.chain(*shards):
         for line in dict.fromkeys(document.text.split("\n")):
             owners[line].append(document.id)
+            if stays(document):
+                keepers.setdefault(line, document.id)
     left = []
     for shard in shards:
         left.append([])
@@ -52,7 +60,7 @@ def slow(shards: Corpus, config: RepeatsConfig) -> list[list[str]]:
             kept: list[str] = []
             for line in document.text.rstrip("\n").split("\n"):
                 often = len(owners[line]) >= (config.min_documents or np.inf)
-                may_stay = config.keep_first and owners[line][0] == document.id and line not in kept
+                may_stay = config.keep_first and keepers.get(line) == document.id and line not in kept
                 if not often or may_stay:
                     kept.append(line)
             left[-1].append("\n".join(kept) + "\n" if kept else "")
@@ -93,7 +101,7 @@ def test_only_what_a_shard_holds_is_told_to_it(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.npy" for number in range(4)]
     config = RepeatsConfig(min_documents=2)
     for path, shard in zip(paths, shards, strict=True):
-        np.save(path, count(shard, config))
+        np.save(path, count(shard, config, stays))
     assert [len(each.units) for each in frequent(paths, config)] == [1, 2, 1, 0]
 
 
