@@ -47,7 +47,11 @@ STAGES = {
     ),
     "dedup": Stage(("llm.data.dedup",), ("dedup",), ("numpy", "pyarrow", "scipy")),
     "tokenize": Stage(("llm.data.encode",), ("tokenize",), ("sentencepiece", "tokenizers", "numpy", "pyarrow"), observe.vocabulary),
-    "audit": Stage(("llm.data.audit.audit",), ("audit", "name"), ("scikit-learn", "scipy", "vaderSentiment", "numpy", "pyarrow", "jinja2", "pyyaml")),
+    "audit": Stage(
+        ("llm.data.audit.audit",),
+        ("audit", "name"),
+        ("scikit-learn", "scipy", "vaderSentiment", "numpy", "pyarrow", "jinja2", "pyyaml"),
+    ),
     "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",), observe.origins),
     "finetune": Stage(("llm.train.loop", "llm.data.chat"), ("finetune", "seed"), ("torch", "sentencepiece"), observe.pairs),
     "evaluate": Stage(("llm.evaluate.evaluate",), ("evaluate", "seed"), ("torch", "sentencepiece")),
