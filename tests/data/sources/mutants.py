@@ -28,6 +28,7 @@ import zstandard
 
 from llm.data.collect import READERS, _readable
 from llm.data.document import Books, Document, Quarantined, write_shards
+from llm.data.selection import INDEX
 from llm.data.sources.config import FilesSource, WarcSource
 from llm.data.sources.isolation import ReaderProcess
 from llm.data.sources.storage import Stored, opened, stored
@@ -179,17 +180,19 @@ def consequences(folder: Path, kind: str, count: int) -> dict[str, Any]:
 
 def accounts(source: FilesSource | WarcSource, files: list[Stored], folder: Path) -> dict[str, Any]:
     """The books of these files, counted twice, and the longest wait for a next document."""
-    waits, (books, quarantined, index) = [0.0], (Books(), list[Quarantined](), list[dict[str, Any]]())
+    waits, books, quarantine = [0.0], Books(), io.StringIO()
     found = READERS["files"].read(source, files) if isinstance(source, FilesSource) else _pages(source, files)
-    written = write_shards(folder, _readable(_timed(found, waits), books, quarantined, index))
+    with pq.ParquetWriter(folder / "index.parquet", INDEX) as index:
+        written = write_shards(folder, _readable(_timed(found, waits), books, quarantine, index))
     books.check()
-    ids = [each["id"] for each in index] + [each.id for each in quarantined]
+    listed = pq.read_table(folder / "index.parquet")["id"].to_pylist()
+    quarantined = [json.loads(line)["id"] for line in quarantine.getvalue().splitlines()]
     return {
         "written": written,
-        "listed": len(index),
+        "listed": len(listed),
         "quarantined": len(quarantined),
         "books": books.to_dict(),
-        "twins": len(ids) - len(set(ids)),
+        "twins": len(listed + quarantined) - len({*listed, *quarantined}),
         "longest_wait_seconds": round(waits[0], 2),
     }
 
