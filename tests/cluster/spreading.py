@@ -39,7 +39,7 @@ def main(folder: Path, lose: bool) -> None:
     shop = partial(Workshop, spread=spread)
     stages: list[tuple[str, Callable[..., Any], Any]] = [
         ("clean", clean, CleanConfig()),
-        ("dedup", dedup, DedupConfig(validation_share=0.1, test_share=0.1)),
+        ("dedup", dedup, DedupConfig(validation_share=0.2, test_share=0.2)),
         ("tokenize", tokenize, TokenizeConfig(vocab_size=600, row_tokens=64)),
     ]
     source = folder / "collected"

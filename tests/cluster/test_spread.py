@@ -48,7 +48,7 @@ def alone(collected: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     root, source = tmp_path_factory.mktemp("alone"), collected
     stages: list[tuple[str, Any, Any]] = [
         ("clean", clean, CleanConfig()),
-        ("dedup", dedup, DedupConfig(validation_share=0.1, test_share=0.1)),
+        ("dedup", dedup, DedupConfig(validation_share=0.2, test_share=0.2)),
         ("tokenize", tokenize, TokenizeConfig(vocab_size=600, row_tokens=64)),
     ]
     for name, stage, config in stages:
