@@ -100,7 +100,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
 
 
 def test_a_path_belongs_to_imported() -> None:
-    with pytest.raises(ValueError, match="kind to imported and path"):
+    with pytest.raises(ValueError, match="kind to imported, and its path"):
         TokenizerConfig(path="tokenizer.model")
-    with pytest.raises(ValueError, match="kind to imported and path"):
+    with pytest.raises(ValueError, match="kind to imported, and its path"):
         TokenizerConfig(kind="imported")
