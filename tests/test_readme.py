@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from flows.cli import app
-from llm.data.config import CollectConfig
+from llm.data.config import CleanConfig, CollectConfig
+from llm.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,7 +51,9 @@ def test_make_targets_exist() -> None:
 def test_the_example_of_sources_is_valid() -> None:
     lines = README[README.index("    collect:") : README.index("then `trainyard run")]
     example = yaml.safe_load(lines.replace("40-digit-commit", '"' + "a" * 40 + '"'))
-    assert len(CollectConfig.model_validate(example["collect"]).sources) == 2
+    assert len(CollectConfig.model_validate(example["collect"]).sources) == 5
+    CleanConfig.model_validate(example["clean"])
+    TrainConfig.model_validate({"steps": 200, "global_batch_size": 8, "micro_batch_size": 8} | example["train"])
 
 
 def test_variables_are_those_that_the_code_reads() -> None:

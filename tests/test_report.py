@@ -77,6 +77,7 @@ def files(node: str) -> dict[str, Any]:
         "collect": {"books.json": BOOKS["collect"]},
         "clean": {"books.json": BOOKS["clean"]},
         "dedup": {"books.json": BOOKS["dedup"]},
+        "audit": {"audit.html": "a page"},
         "tokenize": {"rows.json": {"dtype": "uint16", "row_tokens": 256, "vocab_size": 4096, "splits": SPLITS}},
         "pretrain": {"history.jsonl": history(600, 8.32, 3.5, 0.02)},
         "finetune": {"history.jsonl": history(240, 3.6, 2.1, 0.004)},
@@ -182,6 +183,7 @@ def test_a_whole_run_shows_every_section(tmp_path: Path) -> None:
     page = rendered(example(tmp_path, list(GRAPH)), tmp_path)
     sections = ["Training", "Scores on test text", "Samples", "Data", "Export and registry", "Lineage", "Time and energy", "Environment"]
     assert headings(page) == sections
+    assert f"<code>audit/{hashlib.sha256(b'data.audit').hexdigest()[:20]}/audit.html</code>" in page
     for text in ("2.131", "15.2% lower than the bigram baseline", "37.3% lower than before tuning", "12.0%", "too short"):
         assert text in page
     assert '<b class="good">champion</b>' in page
@@ -245,7 +247,7 @@ def test_only_arrows_that_say_something_are_drawn() -> None:
     arrows = direct_parents(nodes)
     assert arrows["base.evaluate"] == ["base.pretrain"]
     assert sorted(arrows["tuned.promote"]) == ["tuned.evaluate", "tuned.export"]
-    assert sum(map(len, arrows.values())) == 13
+    assert sum(map(len, arrows.values())) == 14
 
 
 @pytest.mark.parametrize(("low", "high", "about"), [(3.4, 8.3, 4), (0, 0.02, 3), (0, 600, 5), (2.0, 2.0, 4), (0, 1e-7, 4), (-3, 7, 5)])

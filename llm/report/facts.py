@@ -115,8 +115,14 @@ def funnel(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
     first = next(iter(books.values()))["read"]
     steps = [{"name": "read", "documents": first, "share": 1.0}]
     steps += [{"name": name, "documents": book["kept"], "share": book["kept"] / max(first, 1)} for name, book in books.items()]
-    tokenized = stages.get("data.tokenize")
-    return {"steps": steps, "reasons": _reasons(books), "rows": tokenized.read("rows.json", None) if tokenized else None}
+    tokenized, audit = stages.get("data.tokenize"), stages.get("data.audit")
+    page = Path(audit.entry["path"]) / "audit.html" if audit else None
+    return {
+        "steps": steps,
+        "reasons": _reasons(books),
+        "rows": tokenized.read("rows.json", None) if tokenized else None,
+        "page": str(page) if page and page.is_file() else None,
+    }
 
 
 def _reasons(books: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
