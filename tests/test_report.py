@@ -236,10 +236,10 @@ def test_text_from_outside_is_escaped_everywhere(tmp_path: Path) -> None:
 
 
 def test_cached_stages_are_told_apart(tmp_path: Path) -> None:
-    page = rendered(example(tmp_path, list(GRAPH), cached=tuple(GRAPH)[:5]), tmp_path)
-    assert page.count('class="node data cached"') == 4
+    page = rendered(example(tmp_path, list(GRAPH), cached=tuple(GRAPH)[:6]), tmp_path)
+    assert page.count('class="node data cached"') == 5
     assert page.count('class="node base cached"') == 1
-    assert "7 stages computed, 5 cached" in page
+    assert "7 stages computed, 6 cached" in page
 
 
 def test_only_arrows_that_say_something_are_drawn() -> None:
