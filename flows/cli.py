@@ -245,7 +245,7 @@ def down() -> None:
 def serve(model: str = "champion", *, port: int = 8000, name: str = "") -> None:
     """Serve an ONNX model on 127.0.0.1. MODEL is a folder, or `champion` (the one of --name, else of the newest chat model)."""
     from llm.registry import champion_to_serve
-    from llm.serve.app import serve
+    from llm.serve.endpoint.app import serve
 
     if model != "champion":
         serve(Path(model), port=port, model_id=name or "trainyard")

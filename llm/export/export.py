@@ -15,8 +15,8 @@ from llm.export import huggingface, onnx, parity
 from llm.export.config import ExportConfig
 from llm.model.decoder import Decoder
 from llm.model.weights import load
-from llm.serve.folder import open_folder
-from llm.serve.session import Session
+from llm.serve.engine.session import Session
+from llm.serve.models.folder import open_folder
 
 
 def export(trained: Path, tokenized: Path, out: Path, config: ExportConfig, *, card: dict[str, Any]) -> dict[str, Any]:

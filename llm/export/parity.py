@@ -14,7 +14,7 @@ import torch
 from llm.errors import DivergenceError
 from llm.export.config import ExportConfig
 from llm.model.decoder import Decoder
-from llm.serve.session import Session
+from llm.serve.engine.session import Session
 
 
 def check(model: Decoder, session: Session, prompts: list[list[int]], config: ExportConfig) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from llm.errors import ArtifactError, DivergenceError
 from llm.export import parity
 from llm.export.config import ExportConfig
 from llm.export.onnx import padded_causal_mask
-from llm.serve.folder import check_external_data, open_folder
-from llm.serve.session import Session
+from llm.serve.engine.session import Session
+from llm.serve.models.folder import check_external_data, open_folder
 
 PROMPTS = [[1, 40, 300, 5, 17, 260, 44, 91, 350, 12], [1, 600, 601, 7], [1, 33]]
 

@@ -25,8 +25,8 @@ from llm.export.config import ExportConfig
 from llm.export.onnx import write
 from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
-from llm.serve.app import create_app
-from llm.serve.engine import Engine
+from llm.serve.endpoint.app import create_app
+from llm.serve.engine.engine import Engine
 
 CONTEXT_TOKENS = 4000
 SOURCES = [inspect.getsource(module) for module in (argparse, textwrap)]

@@ -20,8 +20,8 @@ import pytest
 
 from llm.data import template
 from llm.errors import CapacityError
-from llm.serve.app import create_app, serve
-from llm.serve.engine import Chunk, Engine, Sampling
+from llm.serve.endpoint.app import create_app, serve
+from llm.serve.engine.engine import Chunk, Engine, Sampling
 
 QUESTION: Any = [{"role": "user", "content": "what is it?"}]
 GREEDY: Any = {"model": "small", "temperature": 0}
@@ -241,7 +241,7 @@ def test_nothing_that_was_said_reaches_the_logs(client: openai.OpenAI, caplog: p
 def test_serve_listens_on_loopback_and_ends_on_request(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    code = f"from pathlib import Path; from llm.serve.app import serve; serve(Path({str(folder)!r}), port={port}, model_id='m')"
+    code = f"from pathlib import Path; from llm.serve.endpoint.app import serve; serve(Path({str(folder)!r}), port={port}, model_id='m')"
     server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from llm.errors import ArtifactError
-from llm.serve.engine import Engine, Sampling, sample, score
+from llm.serve.engine.engine import Engine, Sampling, sample, score
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
 

@@ -7,8 +7,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.serve.engine import Engine
-from llm.serve.text import TextStream
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.text import TextStream
 
 
 def fed(stream: TextStream, pieces: list[bytes]) -> list[str]:

@@ -137,7 +137,7 @@ class _Remote(io.RawIOBase):
         self._place = place
         return place
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int:
         self._connection.send_bytes(READ + json.dumps([self._place, min(len(buffer), MOST_BYTES)]).encode())
         count = self._connection.recv_bytes_into(buffer)
         self._place += count

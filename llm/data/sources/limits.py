@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from llm.data.document import Document, Quarantined
 from llm.data.sources.config import Limits
@@ -68,7 +68,7 @@ class Metered(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int:
         data = self._decoder.read(min(len(buffer), CHUNK_BYTES)) or b""
         self._budget.spend(len(data))
         buffer[: len(data)] = data

@@ -194,7 +194,7 @@ class _Translated(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int:
         data = self._text.read(max(1, len(buffer) // 4)).encode("utf-8", "surrogatepass")
         buffer[: len(data)] = data
         return len(data)

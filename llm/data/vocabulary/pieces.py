@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import sentencepiece
@@ -16,7 +16,7 @@ from llm.data.config import TokenizeConfig
 from llm.data.vocabulary.symbols import BOS, CHAT, EOS, SPACE_MARK, UNKNOWN
 from llm.errors import RecipeError
 
-ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+ModelProto = cast(Any, sentencepiece_model_pb2).ModelProto  # protobuf makes it when it is imported
 KINDS = ("bpe", "unigram", "char", "word")
 CHUNK_CHARACTERS = 1_000  # at most 4,000 bytes: SentencePiece skips training lines above 4,192
 SPACE = ord(" ")

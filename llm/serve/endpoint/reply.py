@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm.serve.engine import Engine, Scored
+from llm.serve.engine.engine import Engine, Scored
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from starlette.exceptions import HTTPException
 
 from llm.data import template
 from llm.errors import CapacityError, DataError
-from llm.serve.engine import Chunk, Engine, Sampling
-from llm.serve.limits import Limits
-from llm.serve.protocol import ApiError, ChatRequest, CompletionRequest, GenerationRequest, error_body
-from llm.serve.reply import Reply, logprobs_of, usage
+from llm.serve.endpoint.limits import Limits
+from llm.serve.endpoint.protocol import ApiError, ChatRequest, CompletionRequest, GenerationRequest, error_body
+from llm.serve.endpoint.reply import Reply, logprobs_of, usage
+from llm.serve.engine.engine import Chunk, Engine, Sampling
 
 HOST = "127.0.0.1"
 DEFAULT_COMPLETION_TOKENS = 16

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from llm.serve.engine import Sampling
+from llm.serve.engine.engine import Sampling
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),

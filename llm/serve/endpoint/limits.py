@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm.serve.protocol import error_body
+from llm.serve.endpoint.protocol import error_body
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 RETRY_AFTER_SECONDS = 1

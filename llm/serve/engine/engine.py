@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from llm.data.tokenizer import Tokenizer
-from llm.serve.folder import open_folder
-from llm.serve.session import Session
-from llm.serve.text import TextStream, piece_bytes
+from llm.serve.engine.session import Session
+from llm.serve.engine.text import TextStream, piece_bytes
+from llm.serve.models.folder import open_folder
 
 
 @dataclass(frozen=True)
