@@ -18,7 +18,7 @@ check: $(STAMP)  ## style, types, import rules
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/pytest tests/test_house.py
 
 bench: $(STAMP)  ## measured ratios; one of them: make bench ONLY=R8
-	$(BIN)/python tests/benchmarks/run.py $(ONLY)
+	$(BIN)/python -m tests.benchmarks.run $(ONLY)
 
 $(STAMP): pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ import torch
 
 from llm.model import families
 from llm.model.config import parse_model
+from tests.benchmarks import measured
+from tests.benchmarks.measured import ROOT, TORCH, environment
 
 PEERS = Path(__file__).parent / "peers"
-ROOT = Path(__file__).parents[2]
-HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
 REPEATS = int(os.environ.get("TRAINYARD_R1_REPEATS", "5"))
-PACKAGES = {"transformers": ["transformers==5.23.0"], "litgpt": ["litgpt==0.5.13"], "nanogpt": []}
+row = partial(measured.row, "R1")
+PACKAGES = {
+    "transformers": [TORCH, "numpy", "transformers==5.23.0"],
+    "litgpt": [TORCH, "numpy", "litgpt==0.5.13"],
+    "nanogpt": [TORCH, "numpy"],
+}
 FAMILIES = {"transformers": "llama", "litgpt": "llama", "nanogpt": "gpt2"}
 SHAPES: dict[str, dict[str, Any]] = {
     "A": {"layers": 6, "width": 384, "heads": 6, "ffn_width": 1024, "vocab_size": 32768, "row_tokens": 512, "rows": 32},
@@ -48,19 +53,9 @@ WITHOUT: dict[str, dict[str, Any]] = {  # a technique, and the settings of a ste
 Run = dict[str, Any]
 
 
-def row(
-    metric: str, ours: float, unit: str, goal: str | None, met: bool | None, *, peer: str | None, peer_value: float, equal: bool
-) -> dict[str, Any]:
-    ratio = ours / peer_value if peer else None
-    return {
-        "id": "R1", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
-        "ratio": ratio, "goal": goal, "met": met, "equal": equal,
-    }  # fmt: skip
-
-
 def measure() -> Iterator[dict[str, Any]]:
     """Rows of R1."""
-    pythons = {peer: environment(peer) for peer in PACKAGES} | {"ours": Path(sys.executable)}
+    pythons = {peer: environment(peer, packages) for peer, packages in PACKAGES.items()} | {"ours": Path(sys.executable)}
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
         for name, shape in SHAPES.items():
             yield from compare(name, shape, pythons, Path(folder))
@@ -76,8 +71,7 @@ def compare(name: str, shape: dict[str, Any], pythons: dict[str, Path], folder: 
     for peer, family in FAMILIES.items():
         given, file, python = shape | {"family": family}, files[family], pythons[peer]
         equal = same_losses(given, file, python, peer)
-        tried = {"steps": WARM_UP + TRIED}
-        settings = min(candidates(given), key=lambda each: seconds(train(python, peer, given | each | tried, file)))
+        settings = fastest(python, peer, given, file)
         runs: dict[str, list[Run]] = {"ours": [], peer: []}
         for turn in range(REPEATS):
             for who in (("ours", peer), (peer, "ours"))[turn % 2]:
@@ -100,7 +94,7 @@ def long_rows(shape: dict[str, Any], pythons: dict[str, Path], folder: Path) -> 
     files = {length: weights("llama", given, folder / f"rows-of-{length}.pt") for length, given in shapes.items()}
     equal = same_losses(shapes[4096], files[4096], pythons["transformers"], "transformers")
     speeds: dict[int, list[float]] = {512: [], 4096: []}
-    for length in (512, 4096, 4096, 512) * max(1, REPEATS // 2):
+    for length in ((512, 4096, 4096, 512) * REPEATS)[: 2 * REPEATS]:
         took = seconds(train(pythons["ours"], "ours", shapes[length], files[length]))
         speeds[length].append(tokens * flops_per_token(shapes[length]) / took / 1e9)
     short, long = (statistics.median(values) for values in speeds.values())
@@ -113,7 +107,7 @@ def techniques(shape: dict[str, Any], python: Path, folder: Path) -> Iterator[di
     file = weights("llama", given, folder / "techniques.pt")
     for name, settings in WITHOUT.items():
         runs: dict[bool, list[Run]] = {True: [], False: []}
-        for used in (True, False, False, True):
+        for used in (True, False, False, True)[: 2 * REPEATS]:
             runs[used].append(train(python, "ours", given if used else given | settings, file))
         speeds, peaks = (
             [statistics.median(measured(run) for run in runs[used]) for used in (True, False)]
@@ -125,10 +119,16 @@ def techniques(shape: dict[str, Any], python: Path, folder: Path) -> Iterator[di
             yield row(f"{name}: {metric}", used, unit, None, None, peer="without it", peer_value=unused, equal=equal)
 
 
-def candidates(shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """A peer's settings: eager and compiled, with few rows at a time and with many."""
-    sizes = sorted({max(1, shape["rows"] // parts) for parts in (1, 4)})
-    return [{"compile": compiled, "micro_rows": size} for compiled in (False, True) for size in sizes]
+def fastest(python: Path, peer: str, given: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A peer's best settings: eager with few rows at a time or with many, then compiled with as many, if that is faster."""
+
+    def took(size: int, compiled: bool) -> float:
+        tried = {"steps": WARM_UP + TRIED, "compile": compiled, "micro_rows": size}
+        return seconds(train(python, peer, given | tried, file))
+
+    eager = {size: took(size, False) for size in sorted({max(1, given["rows"] // parts) for parts in (1, 4)})}
+    size = min(eager, key=lambda size: eager[size])
+    return {"compile": took(size, True) < eager[size], "micro_rows": size}
 
 
 def same_losses(shape: dict[str, Any], file: Path, python: Path, peer: str) -> bool:
@@ -195,15 +195,3 @@ def model_section(shape: dict[str, Any]) -> dict[str, Any]:
     if shape["family"] == "gpt2":
         return sizes | {"architecture": "gpt2", "ffn_width": 4 * shape["width"]}
     return sizes | {"architecture": "decoder", "num_kv_heads": shape["heads"], "ffn_width": shape["ffn_width"]}
-
-
-def environment(peer: str) -> Path:
-    """The Python of a peer's own environment, built unless it was built from the same packages; if that fails, nothing is skipped."""
-    folder = HOME / peer
-    python, ready = folder / "bin" / "python", folder / "ready"
-    packages = [f"torch=={torch.__version__.split('+')[0]}", "numpy", *PACKAGES[peer]]
-    if not ready.exists() or ready.read_text().split() != packages:
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        ready.write_text("\n".join(packages))
-    return python

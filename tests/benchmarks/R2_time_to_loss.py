@@ -4,7 +4,7 @@ Both sides see the same ids, train a model of the same width and depth at the sa
 rate on a grid of as many points with the first seed, and are scored on every row of the same validation split. nanoGPT
 trains its whole budget; we train at most half of it, and what counts is where our validation loss first is as low.
 
-    python tests/benchmarks/R2_time_to_loss.py characters     one case alone
+    python -m tests.benchmarks.R2_time_to_loss characters     one case alone
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.benchmarks import measured
+from tests.benchmarks.measured import ROOT
+
 if TYPE_CHECKING:
     from llm.train.job import TrainJob
 
-HERE = Path(__file__).parent
-PEER = HERE / "peers" / "nanogpt_loss.py"
+PEER = Path(__file__).parent / "peers" / "nanogpt_loss.py"
 SEEDS = (1, 2, 3)
+row = partial(measured.row, "R2")
 PEER_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 RATES = ((0.005, 0.01), (0.01, 0.01), (0.02, 0.02), (0.04, 0.02))  # Muon's, AdamW's
 
@@ -92,45 +96,25 @@ def compare(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
                 peers.append(peer(case, folder, peer_rate, seed))
             else:
                 own.append(ours(case, folder, our_rates, seed))
-    adamw = min((ours(case, folder, (rate,), SEEDS[0]) for rate in PEER_RATES), key=lambda run: run.loss)
+    adamw = ours(case, folder, (peer_rate,), SEEDS[0])
     goal_loss = statistics.mean(run.loss for run in peers)
     budget = case.steps * case.rows_per_step * case.row_tokens
     reached = [first_at(run.curve, goal_loss) for run in own]
     tokens, seconds = (statistics.median(point[name] for point in reached) for name in ("tokens", "seconds"))
     peer_seconds = statistics.median(run.curve[-1]["seconds"] for run in peers)
+    equal = all(run.scored == peers[0].scored for run in peers + own)
     facts = {
-        "peer": "nanoGPT",
-        "equal": all(run.scored == peers[0].scored for run in peers + own),
         "peer_rate": peer_rate,
         "our_rates": our_rates,
         "peer_bits_per_byte": [run.loss / math.log(2) / bytes_per_token for run in peers],
         "our_bits_per_byte": [run.loss / math.log(2) / bytes_per_token for run in own],
     }
-    yield row(f"tokens to nanoGPT's loss, {case.name}", tokens, budget, "tokens", "≤ 0.5", 0.5) | facts
-    yield row(f"time to nanoGPT's loss, {case.name}", seconds, peer_seconds, "s", "≤ 0.4", 0.4) | facts
+    for what, unit, reach, theirs, most in (("tokens", "tokens", tokens, budget, 0.5), ("time", "s", seconds, peer_seconds, 0.4)):
+        metric, met = f"{what} to nanoGPT's loss, {case.name}", reach <= most * theirs
+        yield row(metric, reach, unit, f"≤ {most}", met, peer="nanoGPT", peer_value=theirs, equal=equal) | facts
     without = first_at(adamw.curve, goal_loss)["tokens"]
-    yield (
-        row(f"Muon: tokens to nanoGPT's loss, {case.name}", reached[0]["tokens"], without, "tokens", None, None)
-        | facts
-        | {
-            "peer": "AdamW in our loop",
-            "equal": adamw.scored == own[0].scored,
-        }
-    )
-
-
-def row(metric: str, own: float, peer_value: float, unit: str, goal: str | None, limit: float | None) -> dict[str, Any]:
-    ratio = own / peer_value
-    return {
-        "id": "R2",
-        "metric": metric,
-        "ours": own,
-        "peer_value": peer_value,
-        "unit": unit,
-        "ratio": ratio,
-        "goal": goal,
-        "met": None if limit is None else ratio <= limit,
-    }
+    metric, equal = f"Muon: tokens to nanoGPT's loss, {case.name}", adamw.scored == own[0].scored
+    yield row(metric, reached[0]["tokens"], "tokens", peer="AdamW in our loop", peer_value=without, equal=equal) | facts
 
 
 def first_at(curve: list[dict[str, float]], loss: float) -> dict[str, float]:
@@ -182,18 +166,21 @@ def write(folder: Path, parts: dict[str, list[int]], row_tokens: int, vocab_size
     (folder / "rows.json").write_text(json.dumps(facts))
 
 
+@cache
 def ours(case: Case, folder: Path, rates: tuple[float, ...], seed: int) -> Run:
     """Our validation curve from a process of its own: half of nanoGPT's budget with Muon's and AdamW's rates, all of it with AdamW's"""
-    return answer_of([sys.executable, __file__, "--ours", json.dumps(asdict(case)), str(folder), json.dumps(rates), str(seed)])
+    settings = (json.dumps(asdict(case)), str(folder), json.dumps(rates), str(seed))
+    return answer_of([sys.executable, "-m", "tests.benchmarks.R2_time_to_loss", "--ours", *settings])
 
 
+@cache
 def peer(case: Case, folder: Path, rate: float, seed: int) -> Run:
     """nanoGPT's validation at its end, from a process of its own."""
     return answer_of([sys.executable, str(PEER), json.dumps(asdict(case)), str(folder), str(rate), str(seed)])
 
 
 def answer_of(command: list[str]) -> Run:
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     run = Run(**json.loads(answer.stdout.splitlines()[-1]))
     print(command[1].rsplit("/", 1)[-1], command[-2:], run.curve[-1], file=sys.stderr, flush=True)
     return run

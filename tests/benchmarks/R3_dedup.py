@@ -17,8 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,15 @@ import pyarrow.parquet as pq
 
 from llm.data.similarity.pairs import components
 from llm.sweep.charts import Axis, Marks, scatter
+from tests.benchmarks import measured
+from tests.benchmarks.measured import ROOT, environment
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
-ROOT = HERE.parents[1]
-HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
 DOCUMENTS = [int(count) for count in os.environ.get("TRAINYARD_R3_DOCUMENTS", "10000,30000,100000").split(",")]
 PEER_DOCUMENTS = int(os.environ.get("TRAINYARD_R3_PEER_DOCUMENTS", "10000"))
 REPEATS = int(os.environ.get("TRAINYARD_R3_REPEATS", "5"))
+row = partial(measured.row, "R3")
 PACKAGES = {
     "datasketch": ["datasketch==2.0.0", "pyarrow"],
     "rensa": ["rensa==0.5.0", "pyarrow"],
@@ -53,24 +54,6 @@ LOOK = "<style>text{font:11px sans-serif}.grid{stroke:#ddd}.main{fill:none;strok
 Run = dict[str, Any]
 
 
-def row(
-    metric: str,
-    ours: float,
-    unit: str,
-    goal: str | None,
-    met: bool | None,
-    *,
-    peer: str | None = None,
-    peer_value: float = 0.0,
-    equal: bool,
-) -> dict[str, Any]:
-    ratio = ours / peer_value if peer else None
-    return {
-        "id": "R3", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
-        "ratio": ratio, "goal": goal, "met": met, "equal": equal,
-    }  # fmt: skip
-
-
 def measure() -> Iterator[dict[str, Any]]:
     """Rows of R3."""
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
@@ -82,7 +65,7 @@ def against_peers(texts: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """Text per second of CPU, ours and each peer's in turns; equal if both find what exact similarity does."""
     size = megabytes(texts)
     for peer in PACKAGES:
-        pythons = {"ours": Path(sys.executable), peer: environment(peer)}
+        pythons = {"ours": Path(sys.executable), peer: environment(f"dedup-{peer}", PACKAGES[peer], bare=BARE.get(peer, []))}
         runs: dict[str, list[Run]] = {"ours": [], peer: []}
         for turn in range(REPEATS):
             for who in (("ours", peer), (peer, "ours"))[turn % 2]:
@@ -170,17 +153,3 @@ def draw(points: list[tuple[int, float]], path: Path) -> None:
     path.write_text(
         chart.replace('<svg class="chart"', '<svg xmlns="http://www.w3.org/2000/svg" class="chart"').replace("</svg>", f"{LOOK}</svg>")
     )
-
-
-def environment(peer: str) -> Path:
-    """The Python of a peer's own environment, built unless it was built from the same packages; if that fails, nothing is skipped."""
-    folder = HOME / f"dedup-{peer}"
-    python, ready = folder / "bin" / "python", folder / "ready"
-    packages, bare = PACKAGES[peer], BARE.get(peer, [])
-    if not ready.exists() or ready.read_text().splitlines() != packages + bare:
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        if bare:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *bare], check=True)
-        ready.write_text("\n".join(packages + bare))
-    return python

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import venv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,17 @@ import numpy as np
 from llm.data.config import TokenizeConfig, TokenizerConfig
 from llm.data.tokenizer import SPACE_MARK, Tokenizer, train
 from llm.data.vocabulary import converted
+from tests.benchmarks import measured
+from tests.benchmarks.measured import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 PEERS = Path(__file__).parent / "peers"
-HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
 MEGABYTES = float(os.environ.get("TRAINYARD_R4_MB", "100"))
 REPEATS = int(os.environ.get("TRAINYARD_R4_REPEATS", "5"))
 VOCAB_SIZE = int(os.environ.get("TRAINYARD_R4_VOCAB", "32000"))
 LEARNED_BYTES = 10_000_000
 MAX_CHARACTERS = 200_000  # a longer file is generated, not written
-PACKAGES = {"sentencepiece": ["sentencepiece==0.2.3"], "tokenizers": ["tokenizers==0.23.3"]}
+row = partial(measured.row, "R4")
+PACKAGES = {"sentencepiece": ["numpy", "sentencepiece==0.2.3"], "tokenizers": ["numpy", "tokenizers==0.23.3"]}
 RUNS = {
     "ours": ("ours", 1),
     "sentencepiece": ("sentencepiece", 1),
@@ -45,16 +46,9 @@ RUNS = {
 GOAL = "≥ 3 × sentencepiece per core"
 
 
-def row(metric: str, ours: float, goal: str | None, met: bool | None, *, peer: str, peer_value: float, equal: bool) -> dict[str, Any]:
-    return {
-        "id": "R4", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": "MB/s per core",
-        "ratio": ours / peer_value, "goal": goal, "met": met, "equal": equal,
-    }  # fmt: skip
-
-
 def measure() -> Iterator[dict[str, Any]]:
     """Rows of R4."""
-    pythons = {peer: environment(peer) for peer in PACKAGES} | {"ours": Path(sys.executable)}
+    pythons = {peer: environment(f"encode-{peer}", packages) for peer, packages in PACKAGES.items()} | {"ours": Path(sys.executable)}
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as name:
         folder = Path(name)
         texts = list(corpus(MEGABYTES * 1e6))
@@ -73,7 +67,9 @@ def measure() -> Iterator[dict[str, Any]]:
                 met = speeds["ours"] >= 3 * speeds[who] if alone else None
                 equal = sums["ours"] == sums[who] and len(sums[who]) == 1
                 metric = f"encode {text_bytes / 1e6:.0f} MB, {kind} {VOCAB_SIZE}"
-                yield row(metric, speeds["ours"], GOAL if alone else None, met, peer=who, peer_value=speeds[who], equal=equal)
+                yield row(
+                    metric, speeds["ours"], "MB/s per core", GOAL if alone else None, met, peer=who, peer_value=speeds[who], equal=equal
+                )
 
 
 def corpus(limit_bytes: float) -> Iterator[str]:
@@ -128,15 +124,3 @@ def run(python: Path, script: str, folder: Path, threads: int) -> dict[str, Any]
         raise RuntimeError(f"{script} failed: {answer.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return found
-
-
-def environment(peer: str) -> Path:
-    """The Python of a peer's own environment, built unless it was built from the same packages."""
-    folder = HOME / f"encode-{peer}"
-    python, ready = folder / "bin" / "python", folder / "ready"
-    packages = ["numpy", *PACKAGES[peer]]
-    if not ready.exists() or ready.read_text().split() != packages:
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        ready.write_text("\n".join(packages))
-    return python

@@ -8,41 +8,39 @@ inputs and targets; only waiting for a batch is timed. A checksum over every tok
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.benchmarks import measured
+from tests.benchmarks.measured import ROOT, TORCH, environment
+
 PEERS = Path(__file__).parent / "peers"
-ROOT = Path(__file__).parents[2]
-HOME = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
 MEGABYTES = float(os.environ.get("TRAINYARD_R5_MB", "1000"))
-PACKAGES = {"litdata": ["litdata==0.2.76"], "streaming": ["mosaicml-streaming==0.13.0"], "datasets": ["datasets==5.2.0"]}
+row = partial(measured.row, "R5")
+PACKAGES = {
+    "litdata": [TORCH, "numpy", "litdata==0.2.76"],
+    "streaming": [TORCH, "numpy", "mosaicml-streaming==0.13.0"],
+    "datasets": [TORCH, "numpy", "datasets==5.2.0"],
+}
 ROW_TOKENS, BATCH, VOCAB_SIZE = 1024, 32, 50_304
 RESUME_BATCH, PEERS_RESUME_BATCH = 100_000, 2_000  # peers get there by reading all that comes before
 REPEATS = 5
 Case = dict[str, Any]
 
 
-def row(metric: str, ours: float, unit: str, goal: str, met: bool, *, peer: str, peer_value: float, equal: bool) -> dict[str, Any]:
-    return {
-        "id": "R5", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
-        "ratio": ours / peer_value, "goal": goal, "met": met, "equal": equal,
-    }  # fmt: skip
-
-
 def measure(megabytes: float = MEGABYTES) -> Iterator[dict[str, Any]]:
     """Rows of R5."""
-    pythons = {peer: environment(peer) for peer in PACKAGES} | {"ours": Path(sys.executable)}
+    pythons = {peer: environment(peer, packages) for peer, packages in PACKAGES.items()} | {"ours": Path(sys.executable)}
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as name:
         given = write(Path(name), int(megabytes * 1e6) // (2 * ROW_TOKENS * BATCH) * BATCH)
         expected = checksum(given)
@@ -107,18 +105,6 @@ def asked(pythons: dict[str, Path], who: str, given: Case, what: str) -> dict[st
     if answer.returncode:
         raise RuntimeError(f"{who} failed: {answer.stderr[-2000:]}")
     return json.loads(answer.stdout.splitlines()[-1])
-
-
-def environment(peer: str) -> Path:
-    """The Python of a peer's own environment, built unless it was built from the same packages; if that fails, nothing is skipped."""
-    folder = HOME / peer
-    python, ready = folder / "bin" / "python", folder / "ready"
-    packages = [f"torch=={importlib.metadata.version('torch').split('+')[0]}", "numpy", *PACKAGES[peer]]
-    if not ready.exists() or ready.read_text().split() != packages:
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        ready.write_text("\n".join(packages))
-    return python
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.train.checkpoint import Checkpoints, Retention
 from llm.train.parallel.world import World
+from tests.benchmarks import measured
+from tests.benchmarks.measured import ROOT
 
 MODEL_B = DecoderConfig(width=768, num_layers=12, num_heads=12, num_kv_heads=12, ffn_width=2048, max_positions=1024)
 SMALL = DecoderConfig(width=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_width=128, max_positions=64)
 VOCAB_SIZE = 50_304
 REPEATS = 5
+row = partial(measured.row, "R6")
 PEERS = ("torch.save", "DCP save", "DCP async")
 TRAINING_STEPS = 4  # at least so many while a checkpoint is being written
 
@@ -58,24 +63,6 @@ class Training:
         return {"model": weights, "optimizer": moments}
 
 
-def row(
-    metric: str,
-    ours: float,
-    unit: str,
-    goal: str | None,
-    met: bool | None,
-    *,
-    peer: str | None = None,
-    peer_value: float = 0.0,
-    equal: bool,
-) -> dict[str, Any]:
-    ratio = ours / peer_value if peer else None
-    return {
-        "id": "R6", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
-        "ratio": ratio, "goal": goal, "met": met, "equal": equal,
-    }  # fmt: skip
-
-
 def measure(
     config: DecoderConfig = MODEL_B, vocab_size: int = VOCAB_SIZE, row_tokens: int = 64, repeats: int = REPEATS
 ) -> Iterator[dict[str, Any]]:
@@ -89,7 +76,9 @@ def measure(
         for turn in range(repeats):
             order = list(stalls) if turn % 2 == 0 else list(reversed(stalls))
             for kind in order:
-                stalls[kind].append(stall(training, saves(training, ours, turn)[kind], folder / f"{kind}-{turn}"))
+                path = folder / f"{kind}-{turn}"
+                stalls[kind].append(stall(training, saves(training, ours, turn)[kind], path))
+                remove(path)
         middle = {kind: statistics.median(each) for kind, each in stalls.items()}
         equal = same_next_step(training, ours, config, vocab_size, row_tokens)
         goals = {"torch.save": ("≤ 10 % of torch.save with fsync", middle["ours"] <= 0.1 * middle["torch.save"])}
@@ -97,7 +86,7 @@ def measure(
             goal, met = goals.get(peer, (None, None))
             yield row("stall of training", middle["ours"], "s", goal, met, peer=peer, peer_value=middle[peer], equal=equal)
         total, disk = in_turns(
-            repeats, lambda turn: whole_save(training, ours, 100 + turn), lambda turn: plain_write(training, folder / "plain")
+            repeats, lambda turn: whole_save(training, ours, 100 + turn), lambda turn: plain_write(training, folder, turn)
         )
         yield row("save to disk", total, "s", "≤ 1.2 × disk time", total <= 1.2 * disk, peer="write + fsync", peer_value=disk, equal=equal)
         same = resharded(folder)
@@ -146,6 +135,14 @@ def stall(training: Training, save: Save, path: Path) -> float:
     return time.perf_counter() - began - steps * usual
 
 
+def remove(path: Path) -> None:
+    """Free the disk for the next; ours keeps the last few by itself."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def seconds(function: Callable[..., object], *arguments: object) -> float:
     began = time.perf_counter()
     function(*arguments)
@@ -167,9 +164,10 @@ def whole_save(training: Training, ours: Checkpoints, step: int) -> None:
     ours.wait()
 
 
-def plain_write(training: Training, path: Path) -> None:
-    """The same bytes to one file, without names, hashes or a manifest."""
-    with path.open("wb") as file:
+def plain_write(training: Training, folder: Path, turn: int) -> None:
+    """The same bytes to one new file, without names, hashes or a manifest; as many older ones stay as of ours."""
+    remove(folder / f"plain-{turn - Retention().last}")
+    with (folder / f"plain-{turn}").open("wb") as file:
         for tensor in tensors(training.state()):
             file.write(tensor.numpy().data.cast("B"))
         file.flush()
@@ -199,7 +197,7 @@ def resharded(folder: Path) -> bool:
     home = Path(tempfile.mkdtemp(dir=folder))
     small = Training(SMALL, 256, 16)
     whole_save(small, Checkpoints(home / "checkpoints", "R6", 0, Retention(), alone()), 1)
-    pair = [subprocess.Popen([sys.executable, __file__, str(home), str(rank)]) for rank in range(2)]
+    pair = [subprocess.Popen([sys.executable, "-m", "tests.benchmarks.R6_checkpoint", str(home), str(rank)], cwd=ROOT) for rank in range(2)]
     if [process.wait(timeout=300) for process in pair] != [0, 0]:
         raise RuntimeError("two workers could not load and save the checkpoint")
     back = Training(SMALL, 256, 16)

@@ -13,19 +13,24 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks import measured
+from tests.benchmarks.measured import ROOT
+
+row = partial(measured.row, "R8")
 TRAINYARD = str(Path(sys.executable).parent / "trainyard")
 TASKS = 100
 REPEATS = 5
 
 TASK_COST = """
     import json, sys, time
-    from pathlib import Path
+    from functools import partial
+from pathlib import Path
     from prefect import flow, task
     from llm.artifact import Store
     from llm.stages import Job
@@ -73,16 +78,6 @@ TASK_COST = """
         rounds.append([(a + d) / 2, (b + c) / 2, first == second])
     print(json.dumps(rounds))
 """
-
-
-def row(
-    metric: str, ours: float, unit: str, goal: str, met: bool, *, peer: str | None = None, peer_value: float = 0.0, equal: bool
-) -> dict[str, Any]:
-    ratio = ours / peer_value if peer else None
-    return {
-        "id": "R8", "metric": metric, "ours": ours, "peer": peer, "peer_value": peer_value, "unit": unit,
-        "ratio": ratio, "goal": goal, "met": met, "equal": equal,
-    }  # fmt: skip
 
 
 def measure() -> Iterator[dict[str, Any]]:

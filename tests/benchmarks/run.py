@@ -1,7 +1,7 @@
 """`make bench`: measured figures against peers and goals, in one run, as one table.
 
-    python tests/benchmarks/run.py        all
-    python tests/benchmarks/run.py R8     one
+    python -m tests.benchmarks.run        all
+    python -m tests.benchmarks.run R8     one
 
 Each benchmark is a file named after its id whose `measure()` yields rows. They go to the terminal as they come, to README.md
 beside this file as a table, and to results.json.
@@ -9,8 +9,8 @@ beside this file as a table, and to results.json.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -40,12 +40,7 @@ def main(only: str) -> None:
 
 
 def measure(path: Path) -> Iterator[dict[str, Any]]:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    assert spec.loader is not None
-    spec.loader.exec_module(module)
-    yield from module.measure()
+    yield from importlib.import_module(f"tests.benchmarks.{path.stem}").measure()
 
 
 def earlier() -> list[dict[str, Any]]:
@@ -75,7 +70,7 @@ PAGE = """# Benchmarks
 The last run of each (`make bench`, or `make bench ONLY=R1`). Ratios come from one run; bare times are of that machine only. *met*: the goal
 is reached; *equal*: both sides gave the same answer; – : there is none.
 
-`TRAINYARD_BENCH_HOME` (`~/.cache/trainyard-bench`) keeps the environments of R1's peers, which are built on first use.
+`TRAINYARD_BENCH_HOME` (`~/.cache/trainyard-bench`) keeps the environments of peers, which are built on first use.
 `TRAINYARD_NANOGPT` names nanoGPT's source for R1 and R2: a checkout, or whatever `git clone` accepts; without it, GitHub's.
 
 {table}

@@ -14,8 +14,7 @@ def source() -> Path:
     origin = os.environ.get("TRAINYARD_NANOGPT", ORIGIN)
     if (Path(origin) / "model.py").is_file():
         return Path(origin)
-    home = Path(os.environ.get("TRAINYARD_BENCH_HOME", Path.home() / ".cache" / "trainyard-bench"))
-    clone = home / "nanogpt-source"
+    clone = Path(os.environ["TRAINYARD_BENCH_HOME"]) / "nanogpt-source"
     if not (clone / "model.py").is_file():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", origin, str(clone)], check=True)
     return clone
