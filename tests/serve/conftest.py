@@ -26,6 +26,7 @@ from llm.export.onnx import write
 from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.serve.endpoint.app import create_app
+from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 
 CONTEXT_TOKENS = 4000
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(folder: Path) -> Engine:
-    return Engine(folder, model_id="small", threads=1)
+    return Engine(folder, model_id="small", config=EngineConfig(threads=1))
 
 
 Running = Callable[[FastAPI], contextlib.AbstractContextManager[str]]

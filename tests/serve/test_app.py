@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,17 @@ import pytest
 from llm.data import template
 from llm.errors import CapacityError
 from llm.serve.endpoint.app import create_app, serve
-from llm.serve.engine.engine import Chunk, Engine, Sampling
+from llm.serve.engine.config import EngineConfig
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.generation import Generation
+from llm.serve.engine.sampling import Sampling
 
 QUESTION: Any = [{"role": "user", "content": "what is it?"}]
 GREEDY: Any = {"model": "small", "temperature": 0}
 
 
 def greedy_text(engine: Engine, prompt: list[int], tokens: int, stop: tuple[str, ...] = ()) -> str:
-    return "".join(chunk.text for chunk in engine.generate(prompt, Sampling(tokens, temperature=0, stop=stop)))
+    return "".join(chunk.text for chunk in engine.submit(prompt, Sampling(tokens, temperature=0, stop=stop)))
 
 
 def prompt_of(engine: Engine, text: str) -> list[int]:
@@ -127,7 +129,7 @@ def test_echo_with_logprobs_scores_the_prompt(client: openai.OpenAI, engine: Eng
     assert answer.logprobs is not None
     logprobs: Any = answer.logprobs
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(prompt) + 1
-    expected = [token.logprob for token in engine.score_prompt(prompt, top=0)]
+    expected = [token.logprob for token in engine.score(prompt, top=0)]
     assert logprobs.token_logprobs[0] is None
     assert logprobs.token_logprobs[1:-1] == pytest.approx(expected[1:])
     assert max(logprobs.top_logprobs[-1].values()) == pytest.approx(logprobs.token_logprobs[-1])
@@ -200,12 +202,15 @@ def test_another_hosts_name_is_refused(http: httpx.Client) -> None:
 class Counting(Engine):
     """An engine that counts the tokens that it wrote."""
 
-    written = 0
+    begun: tuple[Generation, ...] = ()
 
-    def generate(self, prompt: list[int], sampling: Sampling, *, top: int = 0) -> Iterator[Chunk]:
-        for chunk in super().generate(prompt, sampling, top=top):
-            self.written += 1
-            yield chunk
+    def submit(self, *given: Any, **settings: Any) -> Generation:
+        self.begun += (super().submit(*given, **settings),)
+        return self.begun[-1]
+
+    @property
+    def written(self) -> int:
+        return sum(generation.completion_tokens for generation in self.begun)
 
 
 LONG: Any = {"model": "small", "prompt": "x", "max_tokens": 3900, "temperature": 0}
@@ -213,7 +218,7 @@ LONG: Any = {"model": "small", "prompt": "x", "max_tokens": 3900, "temperature":
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_too_many_is_told_to_come_back_and_a_client_that_leaves_frees_its_place(folder: Path, running: Any, stream: bool) -> None:
-    engine = Counting(folder, model_id="small", threads=1)
+    engine = Counting(folder, model_id="small", config=EngineConfig(threads=1))
     with running(create_app(engine, max_concurrent=1)) as address, httpx.Client(base_url=address) as other:
         leaving = socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])))
         body = json.dumps(LONG | {"stream": stream})

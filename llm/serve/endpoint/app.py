@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from llm.data import template
@@ -21,7 +21,11 @@ from llm.errors import CapacityError, DataError
 from llm.serve.endpoint.limits import Limits
 from llm.serve.endpoint.protocol import ApiError, ChatRequest, CompletionRequest, GenerationRequest, error_body
 from llm.serve.endpoint.reply import Reply, logprobs_of, usage
-from llm.serve.engine.engine import Chunk, Engine, Sampling
+from llm.serve.engine.config import EngineConfig
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.generation import Chunk
+from llm.serve.engine.sampling import Sampling
+from llm.serve.page.routes import page
 
 HOST = "127.0.0.1"
 DEFAULT_COMPLETION_TOKENS = 16
@@ -41,7 +45,7 @@ def serve(folder: Path, *, port: int = 8000, model_id: str = "trainyard", max_co
     Raises: ArtifactError if the folder can't be served; CapacityError if the port is taken.
     """
     _check_port(port)
-    app = create_app(Engine(folder, model_id=model_id, threads=threads), max_concurrent=max_concurrent)
+    app = create_app(Engine(folder, model_id=model_id, config=EngineConfig(threads=threads)), max_concurrent=max_concurrent)
     uvicorn.run(app, host=HOST, port=port, log_level="info", timeout_graceful_shutdown=5)
 
 
@@ -62,6 +66,7 @@ def create_app(engine: Engine, *, max_concurrent: int = 4, max_body_bytes: int =
     app.add_middleware(Limits, max_concurrent=max_concurrent, max_body_bytes=max_body_bytes)
     _add_error_handlers(app)
     _add_model_routes(app, engine)
+    app.include_router(page())
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -159,7 +164,7 @@ def _jobs(engine: Engine, body: GenerationRequest, prompts: list[list[int]], *, 
 async def _generate(engine: Engine, job: Job, request: Request, *, top: int = 0) -> tuple[list[Chunk], str]:
     """All chunks of one choice and their text, unless the client leaves first."""
     chunks = []
-    async for chunk in iterate_in_threadpool(engine.generate(job.prompt, job.sampling, top=top)):
+    async for chunk in engine.submit(job.prompt, job.sampling, top=top):
         chunks.append(chunk)
         if await request.is_disconnected():
             raise ApiError(499, "the client left")
@@ -179,10 +184,10 @@ async def _complete(engine: Engine, jobs: list[Job], body: CompletionRequest, re
     reply, choices, written, top = Reply(engine.model_id, chat=False), [], 0, body.logprobs or 0
     for index, job in enumerate(jobs):
         chunks, text = await _generate(engine, job, request, top=top)
-        scored = [chunk.token for chunk in chunks if chunk.token]
+        scored = [token for chunk in chunks for token in chunk.tokens]
         if body.echo:
             text = engine.text(job.prompt) + text
-            scored = await run_in_threadpool(engine.score_prompt, job.prompt, top=top) + scored
+            scored = await run_in_threadpool(engine.score, job.prompt, top=top) + scored
         logprobs = None if body.logprobs is None else logprobs_of(engine, scored)
         choices.append(reply.choice(index, text, chunks[-1].finish_reason, logprobs))
         written += _count(chunks)
@@ -199,8 +204,8 @@ async def _events(engine: Engine, jobs: list[Job], body: GenerationRequest, *, c
     for index, job in enumerate(jobs):
         if chat:
             yield reply.part([reply.delta(index, "", None, opens=True)])
-        async for chunk in iterate_in_threadpool(engine.generate(job.prompt, job.sampling)):
-            written += chunk.token is not None
+        async for chunk in engine.submit(job.prompt, job.sampling):
+            written += len(chunk.tokens)
             if chunk.text or chunk.finish_reason:
                 yield reply.part([reply.delta(index, chunk.text, chunk.finish_reason)])
     if body.include_usage:
@@ -214,4 +219,4 @@ def _read(jobs: list[Job], body: GenerationRequest) -> int:
 
 
 def _count(chunks: list[Chunk]) -> int:
-    return sum(chunk.token is not None for chunk in chunks)
+    return sum(len(chunk.tokens) for chunk in chunks)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from llm.serve.engine.engine import Sampling
+from llm.serve.engine.sampling import Sampling
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -91,7 +91,7 @@ class GenerationRequest(BaseModel):
     def sampling(self, *, max_tokens: int, choice: int) -> Sampling:
         """The settings of one choice; choices of one request differ by their seed."""
         seed = None if self.seed is None else self.seed + choice
-        return Sampling(max_tokens, self.temperature, self.top_p, max(self.top_k, 0), seed, self.stop)
+        return Sampling(max_tokens, self.temperature, self.top_p, max(self.top_k, 0), seed=seed, stop=self.stop)
 
     @property
     def include_usage(self) -> bool:

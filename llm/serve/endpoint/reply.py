@@ -7,59 +7,95 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm.serve.engine.engine import Engine, Scored
+from llm.serve.endpoint.generate import Batch
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.generation import Scored
+
+DONE = "data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
 class Reply:
     """What the parts of one answer have in common."""
 
+    id: str
     model: str
+    version: str
     chat: bool
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    @classmethod
+    def to(cls, batch: Batch, *, chat: bool) -> Reply:
+        """The answer of a request's generations."""
+        prefix = "chatcmpl" if chat else "cmpl"
+        return cls(batch.exchange.id.replace("req", prefix, 1), batch.exchange.model, batch.served.version, chat)
+
+    def whole(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request that isn't streamed."""
         return self._frame("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage}
 
-    def part(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> str:
+    def part(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
         """One server-sent event."""
-        frame = self._frame("chat.completion.chunk" if self.chat else "text_completion", choices)
-        return f"data: {json.dumps(frame | ({'usage': usage} if usage else {}))}\n\n"
+        return event(self._frame("chat.completion.chunk" if self.chat else "text_completion", choices) | {"usage": usage})
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.chat else "cmpl"
-        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        frame = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return frame | {"system_fingerprint": self.version, "choices": choices}
 
     def choice(self, index: int, text: str, finish_reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         """One finished choice of a whole answer."""
         content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         return {"index": index, **content, "finish_reason": finish_reason, "logprobs": logprobs}
 
-    def delta(self, index: int, text: str, finish_reason: str | None, *, opens: bool = False) -> dict[str, Any]:
-        """One step of a choice in a stream; a chat's first step names the role."""
-        role = {"role": "assistant"} if opens else {}
-        content = {"delta": {**role, "content": text}} if self.chat else {"text": text}
-        return {"index": index, **content, "finish_reason": finish_reason, "logprobs": None}
+    def delta(self, index: int, text: str, finish_reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One step of a choice in a stream."""
+        content = {"delta": {"content": text}} if self.chat else {"text": text}
+        return {"index": index, **content, "finish_reason": finish_reason, "logprobs": logprobs}
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The first step of a choice in a chat, which names the role."""
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def event(data: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def usage_of(batch: Batch) -> dict[str, Any]:
     """Tokens read and written."""
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens}
+    return {
+        "prompt_tokens": batch.prompt_tokens,
+        "completion_tokens": batch.completion_tokens,
+        "total_tokens": batch.prompt_tokens + batch.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": batch.cached_tokens},
+    }
 
 
-def logprobs_of(engine: Engine, scored: list[Scored]) -> dict[str, Any]:
-    """The `logprobs` object of a completion, one entry per token."""
+def completion_logprobs(engine: Engine, scored: list[Scored], *, offset: int = 0) -> dict[str, Any]:
+    """The `logprobs` object of a completion, one entry per token; `offset` is how many characters came before."""
     names = [engine.token_name(token.id) for token in scored]
     lengths = [len(engine.text([token.id])) for token in scored]
     return {
         "tokens": names,
         "token_logprobs": [token.logprob for token in scored],
         "top_logprobs": [{engine.token_name(id): value for id, value in token.top.items()} or None for token in scored],
-        "text_offset": [sum(lengths[:place]) for place in range(len(lengths))],
+        "text_offset": [offset + sum(lengths[:place]) for place in range(len(lengths))],
     }
+
+
+def chat_logprobs(engine: Engine, scored: list[Scored]) -> dict[str, Any]:
+    """The `logprobs` object of a chat, one entry per token."""
+    entries = [
+        _entry(engine, token.id, token.logprob) | {"top_logprobs": [_entry(engine, id, value) for id, value in token.top.items()]}
+        for token in scored
+    ]
+    return {"content": entries, "refusal": None}
+
+
+def _entry(engine: Engine, id: int, logprob: float | None) -> dict[str, Any]:
+    piece = engine.pieces[id]
+    return {"token": engine.token_name(id), "logprob": logprob, "bytes": None if piece is None else list(piece)}
