@@ -8,6 +8,7 @@ Equal keys mean equal results; `trainyard why` names the part that differs.
 from __future__ import annotations
 
 import importlib.metadata
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,15 +43,27 @@ STAGES = {
     "clean": Stage(
         ("llm.data.clean",),
         ("clean", "evaluate.sets"),
-        ("ftfy", "trafilatura", "lxml", "py3langid", "numpy", "pyarrow", "scikit-learn", "charset-normalizer", "zstandard", "fsspec"),
+        (
+            "ftfy",
+            "trafilatura",
+            "lxml",
+            "py3langid",
+            "numpy",
+            "pyarrow",
+            "scikit-learn",
+            "charset-normalizer",
+            "zstandard",
+            "fsspec",
+            "unicodedata",
+        ),
         observe.judges,
     ),
-    "dedup": Stage(("llm.data.dedup",), ("dedup",), ("numpy", "pyarrow", "scipy")),
+    "dedup": Stage(("llm.data.dedup",), ("dedup",), ("numpy", "pyarrow", "scipy", "unicodedata")),
     "tokenize": Stage(("llm.data.encode",), ("tokenize",), ("sentencepiece", "tokenizers", "numpy", "pyarrow"), observe.vocabulary),
     "audit": Stage(
         ("llm.data.audit.audit",),
         ("audit", "name"),
-        ("scikit-learn", "scipy", "vaderSentiment", "numpy", "pyarrow", "jinja2", "pyyaml"),
+        ("scikit-learn", "scipy", "vaderSentiment", "numpy", "pyarrow", "jinja2", "pyyaml", "unicodedata"),
     ),
     "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",), observe.origins),
     "finetune": Stage(("llm.train.loop", "llm.data.chat"), ("finetune", "seed"), ("torch", "sentencepiece"), observe.pairs),
@@ -144,11 +157,16 @@ def job(recipe: Recipe, store: Store, run_folder: Path, node: str, parents: Mapp
         "code": code_digests(*stage.code),
         "config": {path: _setting(keyed, path) for path in stage.reads},
         "parents": {role: parent.digest for role, parent in parents.items()},
-        "packages": {package: importlib.metadata.version(package) for package in stage.packages},
+        "packages": {package: version(package) for package in stage.packages},
         "observed": stage.observes(recipe, store, node, parents) if stage.observes else {},
     }
     key = sha256_of({"stage": name, "group": node.split(".")[0], **ingredients})[:20]
     return Job(node, name, key, ingredients, dict(parents), settings, str(store.root), str(run_folder))
+
+
+def version(package: str) -> str:
+    """Of a library, or of the tables of characters that this Python brings."""
+    return unicodedata.unidata_version if package == "unicodedata" else importlib.metadata.version(package)
 
 
 def _setting(recipe: Mapping[str, Any], path: str) -> Any:

@@ -83,6 +83,9 @@ class CleanConfig(Section):
         return self
 
 
+MOST_MISSED = 0.05  # of the pairs at a threshold, the share that no signature may ever find
+
+
 class SplitConfig(Section):
     """How the documents of a domain are divided; the rest trains."""
 
@@ -109,6 +112,8 @@ class DedupConfig(Section):
                 raise ValueError(f"splits of {domain} are more than all of it; set dedup.domain_splits.{domain} to at most 1 together")
         if self.link_threshold > self.threshold:
             raise ValueError(f"{self.link_threshold} is above threshold; set dedup.link_threshold to at most {self.threshold}")
+        if (missed := (1 - self.link_threshold) ** self.permutations) > MOST_MISSED:
+            raise ValueError(f"{missed:.0%} of the pairs at link_threshold share no hash; raise dedup.permutations or dedup.link_threshold")
         if self.validation_share + self.test_share >= 1:
             raise ValueError("nothing is left to train on; set dedup.validation_share and dedup.test_share to less than 1 together")
         return self
@@ -180,7 +185,9 @@ class WeightsConfig(Section):
     """How often training reads which rows: by domain and language, a group by its size where nothing else is said."""
 
     domains: dict[str, float] = Field(default={}, description="share of the rows by domain; other domains divide the rest by their size")
-    languages: dict[str, float] = Field(default={}, description="share of the rows by language; others divide the rest by their size")
+    languages: dict[str, float] = Field(
+        default={}, description="share of the rows by language, as `en`; others divide the rest by their size"
+    )
     temperature: float = Field(default=1.0, ge=1, description="T: a group counts as its size to the power 1/T; large ones level all groups")
     min_share: float = Field(default=0.0, ge=0, lt=1, description="share of the rows that each group has at least, within its epochs")
 

@@ -6,19 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-import llm.report
 from llm.report.charts import Line, line_chart
+from llm.report.template import filled
 from llm.sweep.charts import Axis, Marks, scatter, short
 from llm.sweep.result import Result
 from llm.sweep.trial import Outcome
 from llm.train.scaling import FLOPS_PER_PARAMETER_AND_TOKEN, Fit
 
-STYLE = Path(llm.report.__file__).parent / "style.css"
-HERE = Path(__file__).parent
 NEXT_COMPUTE = 10.0  # the size to predict: the best one for this many times the compute of the largest trial
 CURVE_POINTS = 40
 MOST_NAMES = 8  # different values up to which an axis names each
@@ -26,23 +23,18 @@ MOST_NAMES = 8  # different values up to which an axis names each
 
 def write_page(found: Result, out: Path) -> None:
     """Write the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["short"] = short
-    page = environment.get_template("page.html").render(
-        config=found.config,
-        style=Markup(STYLE.read_text(encoding="utf-8")),
-        metric=found.config.metric.replace("_", " "),
-        best=found.best,
-        tiles=tiles(found),
-        settings=[setting_chart(found, setting) for setting in found.config.settings],
-        curves=curves(found),
-        law=law(found.law) if found.law else None,
-        law_missing=found.law_missing,
-        trials=sorted(found.outcomes, key=lambda outcome: (outcome.state != "finished", outcome.value)),
-    )
-    out.write_text(page, encoding="utf-8")
+    values = {
+        "config": found.config,
+        "metric": found.config.metric.replace("_", " "),
+        "best": found.best,
+        "tiles": tiles(found),
+        "settings": [setting_chart(found, setting) for setting in found.config.settings],
+        "curves": curves(found),
+        "law": law(found.law) if found.law else None,
+        "law_missing": found.law_missing,
+        "trials": sorted(found.outcomes, key=lambda outcome: (outcome.state != "finished", outcome.value)),
+    }
+    out.write_text(filled(Path(__file__).parent, values, filters={"short": short}), encoding="utf-8")
 
 
 def tiles(found: Result) -> list[dict[str, str]]:

@@ -6,32 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
+from llm.report.template import filled
 
-import llm.report
-
-STYLE = Path(llm.report.__file__).parent / "style.css"
-HERE = Path(__file__).parent
 MOST_BARS = 12
 
 
 def write_page(found: Mapping[str, Any], out: Path) -> None:
     """Write the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("page.html").render(
-        found=found,
-        style=Markup(STYLE.read_text(encoding="utf-8")),
-        tiles=tiles(found),
-        funnel=funnel(found["books"]),
-        reasons=reasons(found["books"]),
-        lengths=lengths(found["lengths"]),
-        dimensions={name: bars(sizes) for name, sizes in found["sizes"].items()},
-        groups=groups(found),
-    )
-    out.write_text(page, encoding="utf-8")
+    values = {
+        "found": found,
+        "tiles": tiles(found),
+        "funnel": funnel(found["books"]),
+        "reasons": reasons(found["books"]),
+        "lengths": lengths(found["lengths"]),
+        "dimensions": {name: bars(sizes) for name, sizes in found["sizes"].items()},
+        "groups": groups(found),
+    }
+    out.write_text(filled(Path(__file__).parent, values), encoding="utf-8")
 
 
 def tiles(found: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from llm.data.parts import Piece
 from llm.data.sources import files
 from llm.data.sources.config import FilesSource, HuggingFaceSource, Limits
 from llm.data.sources.record import record_document
-from llm.data.sources.storage import Stored
+from llm.data.sources.storage import Stored, identified
 from llm.errors import RecipeError, SourceError
 
 Numbered = tuple[tuple[str, int], ...]  # files, each with the number of its first record
@@ -76,8 +76,8 @@ def read(source: HuggingFaceSource, piece: Numbered) -> Iterator[Document | Quar
 def _of_file(source: HuggingFaceSource, path: str, start: int) -> Iterator[Document | Quarantined]:
     """The records of a file of a local data set."""
     settings = source.model_dump(include={"text_field", "text_format", "domain"})
-    stored = Stored(Path(path).name, path, Path(path).stat().st_size)
-    found = files.read(FilesSource(path=path, limits=Limits(max_document_bytes=source.max_document_bytes), **settings), [stored])
+    listed = identified([Stored(Path(path).name, path, Path(path).stat().st_size)])
+    found = files.read(FilesSource(path=path, limits=Limits(max_document_bytes=source.max_document_bytes), **settings), listed)
     for number, each in enumerate(found, start):
         id = f"huggingface:{_prefix(source)}#{number}"
         if isinstance(each, Document):
