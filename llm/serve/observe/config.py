@@ -17,7 +17,7 @@ class SamplesConfig(Section):
         default=("email", "card", "iban", "key", "phone", "ip"), description="kinds of personal data that give way to placeholders"
     )
     segment_bytes: int = Field(default=16_000_000, ge=1_000, description="a file that is larger is followed by another")
-    max_bytes: int = Field(default=1_000_000_000, ge=1_000, description="of all files; beyond it the oldest go")
+    max_bytes: int = Field(default=256_000_000, ge=1_000, description="of all files; beyond it the oldest go")
     remembered_answers: int = Field(default=4_096, ge=1, description="latest answers that can be rated, as far as 64 MB hold them")
 
     @model_validator(mode="after")

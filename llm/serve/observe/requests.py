@@ -1,0 +1,56 @@
+"""The outermost layer of the application: every request ends in the books, whatever becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llm.serve.endpoint.errors import error_body
+from llm.serve.observe.log import failure
+from llm.serve.observe.observer import Observer
+
+
+class Observed:
+    """Counts and logs requests, and names each in `x-request-id`.
+
+    An error that the application doesn't answer itself ends here, because uvicorn would log its message.
+    """
+
+    def __init__(self, app: ASGIApp, observer: Observer, routes: Any) -> None:
+        self.app, self.observer, self._routes = app, observer, routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record, begun = self.observer.request_began(scope), False
+
+        async def named(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun, record.status = True, message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", record.id.encode())]}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a prompt
+            record.error = failure(error)
+            if not begun:
+                body = error_body(500, f"the server failed ({type(error).__name__}); its log says more under {record.id}")
+                await JSONResponse(body, 500)(scope, receive, named)
+        finally:
+            self.observer.request_ended(record, scope, self.paths)
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        """Paths of routes without a variable part, for requests that are refused before they are routed."""
+        return frozenset(path for path in _paths(self._routes) if "{" not in path)
+
+
+def _paths(routes: Any) -> Iterator[str]:
+    return (route.path for route in routes if hasattr(route, "path"))
