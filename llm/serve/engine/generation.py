@@ -72,6 +72,7 @@ class Generation:
         self.finish_reason: FinishReason | None = None
         self.cancelled = False
         self.error: Exception | None = None
+        self.text = ""  # that has become showable so far
         self._chunks: deque[Chunk | Exception] = deque()
         self._ready = threading.Condition()
         self._wake: Callable[[], object] | None = None
@@ -125,6 +126,7 @@ class Generation:
 
     def put(self, chunk: Chunk) -> None:
         """Hand a chunk to the reader; the last one closes the books. The loop's side."""
+        self.text += chunk.text
         self.completion_tokens += len(chunk.tokens)
         if chunk.tokens and self.first_token_seconds is None:
             self.first_token_seconds = time.monotonic() - self.began
