@@ -242,16 +242,43 @@ def down() -> None:
 
 
 @app.command
-def serve(model: str = "champion", *, port: int = 8000, name: str = "") -> None:
-    """Serve an ONNX model on 127.0.0.1. MODEL is a folder, or `champion` (the one of --name, else of the newest chat model)."""
-    from llm.registry import champion_to_serve
-    from llm.serve.endpoint.app import serve
+def serve(
+    *models: str,
+    config: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    keys: Path | None = None,
+    slots: int | None = None,
+    threads: int | None = None,
+    variant: str | None = None,
+) -> None:
+    """Serve ONNX models, on 127.0.0.1 unless --host says otherwise.
 
-    if model != "champion":
-        serve(Path(model), port=port, model_id=name or "trainyard")
-        return
-    champion = champion_to_serve(Store(home()), name)
-    serve(champion.path, port=port, model_id=champion.name)
+    MODELS are folders, `champion` (the newest, followed), NAME@champion, NAME@VERSION, each perhaps as ID=…; by default champion.
+    CONFIG is a YAML file of settings; the other options come on top of it. --host beyond this machine needs --keys FILE.
+    """
+    from llm.serve.endpoint.config import load_settings
+    from llm.serve.endpoint.server import serve
+    from llm.serve.models.spec import ModelSpec
+
+    engine = {"slots": slots, "threads": threads, "variant": variant}
+    settings = load_settings(config, {"host": host, "port": port, "keys": keys}, engine)
+    serve([ModelSpec.parse(text) for text in models or ("champion",)], settings)
+
+
+@app.command
+def key(name: str, *, requests_per_minute: int = 0, tokens_per_minute: int = 0, concurrent: int = 0, days: int = 0) -> None:
+    """Make a key for the server: its line for the file goes to stdout, the secret, shown once, to stderr.
+
+    trainyard key NAME >> keys; chmod 600 keys. A limit of 0 is none; DAYS is how long the key is valid.
+    """
+    from llm.serve.endpoint.keys import make_key
+
+    secret, line = make_key(
+        name, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, concurrent=concurrent, days=days
+    )
+    print(line)
+    print(f"the key, shown only now: {secret}", file=sys.stderr)
 
 
 @app.command

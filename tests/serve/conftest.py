@@ -16,7 +16,6 @@ import httpx
 import openai
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 
 from llm.data.config import TokenizeConfig
@@ -26,8 +25,10 @@ from llm.export.onnx import write
 from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
 from llm.serve.endpoint.app import create_app
+from llm.serve.endpoint.server import Server, server_config
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
+from llm.serve.models.catalogue import Catalogue
 
 CONTEXT_TOKENS = 4000
 SOURCES = [inspect.getsource(module) for module in (argparse, textwrap)]
@@ -55,6 +56,11 @@ def engine(folder: Path) -> Engine:
     return Engine(folder, model_id="small", config=EngineConfig(threads=1))
 
 
+@pytest.fixture(scope="session")
+def catalogue(engine: Engine) -> Catalogue:
+    return Catalogue.of(engine)
+
+
 Running = Callable[[FastAPI], contextlib.AbstractContextManager[str]]
 
 
@@ -67,8 +73,9 @@ def running() -> Running:
 @contextlib.contextmanager
 def _running(app: FastAPI) -> Iterator[str]:
     """The address of a server that runs `app` in a thread."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    service = app.state.service
+    server = Server(server_config(app, service.settings.limits, log_level="warning"), service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -83,8 +90,8 @@ def _running(app: FastAPI) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def address(engine: Engine, running: Running) -> Iterator[str]:
-    with running(create_app(engine)) as address:
+def address(catalogue: Catalogue, running: Running) -> Iterator[str]:
+    with running(create_app(catalogue)) as address:
         yield address
 
 
@@ -96,5 +103,5 @@ def client(address: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def http(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address) as client:
+    with httpx.Client(base_url=address, timeout=60) as client:
         yield client

@@ -15,6 +15,7 @@ from llm.serve.engine.engine import Engine
 from llm.serve.engine.generation import Scored
 
 DONE = "data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0  # JSON has no minus infinity
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Reply:
     @classmethod
     def to(cls, batch: Batch, *, chat: bool) -> Reply:
         """The answer of a request's generations."""
-        prefix = "chatcmpl" if chat else "cmpl"
-        return cls(batch.exchange.id.replace("req", prefix, 1), batch.exchange.model, batch.served.version, chat)
+        record, prefix = batch.visit.record, "chatcmpl" if chat else "cmpl"
+        return cls(record.id.replace("req", prefix, 1), record.model, batch.served.version, chat)
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request that isn't streamed."""
@@ -81,8 +82,8 @@ def completion_logprobs(engine: Engine, scored: list[Scored], *, offset: int = 0
     lengths = [len(engine.text([token.id])) for token in scored]
     return {
         "tokens": names,
-        "token_logprobs": [token.logprob for token in scored],
-        "top_logprobs": [{engine.token_name(id): value for id, value in token.top.items()} or None for token in scored],
+        "token_logprobs": [_finite(token.logprob) for token in scored],
+        "top_logprobs": [{engine.token_name(id): _finite(value) for id, value in token.top.items()} or None for token in scored],
         "text_offset": [offset + sum(lengths[:place]) for place in range(len(lengths))],
     }
 
@@ -98,4 +99,8 @@ def chat_logprobs(engine: Engine, scored: list[Scored]) -> dict[str, Any]:
 
 def _entry(engine: Engine, id: int, logprob: float | None) -> dict[str, Any]:
     piece = engine.pieces[id]
-    return {"token": engine.token_name(id), "logprob": logprob, "bytes": None if piece is None else list(piece)}
+    return {"token": engine.token_name(id), "logprob": _finite(logprob), "bytes": None if piece is None else list(piece)}
+
+
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)

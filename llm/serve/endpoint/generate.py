@@ -1,0 +1,203 @@
+"""From a request to running generations, and from those to text: tokenised, checked, submitted, gathered or interleaved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from llm.data import template
+from llm.errors import DataError
+from llm.serve.endpoint.errors import ApiError
+from llm.serve.endpoint.requests import GenerationRequest
+from llm.serve.endpoint.service import Service
+from llm.serve.endpoint.visit import Visit
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.generation import Chunk, Generation, Scored
+from llm.serve.models.served import Served
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The generations of one request: for each prompt as many as there are candidates."""
+
+    served: Served
+    visit: Visit
+    prompts: list[list[int]]
+    generations: list[Generation]
+
+    @property
+    def engine(self) -> Engine:
+        return self.served.engine
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens read, each prompt counted once whatever the number of candidates."""
+        return sum(map(len, self.prompts))
+
+    @property
+    def cached_tokens(self) -> int:
+        candidates = len(self.generations) // len(self.prompts)
+        return sum(generation.cached_tokens for generation in self.generations[::candidates])
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.visit.record.completion_tokens
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished text."""
+
+    text: str
+    tokens: list[Scored]
+    finish_reason: str
+
+    @property
+    def mean_logprob(self) -> float:
+        """By which the best of several is chosen."""
+        return sum(token.logprob or 0.0 for token in self.tokens) / max(len(self.tokens), 1)
+
+
+def prompt_ids(engine: Engine, prompt: str | list[int], *, param: str = "prompt") -> list[int]:
+    """Text begins like a document; ids are taken as they are.
+
+    Raises: ApiError for a text that can't fit, before it is tokenised, and for ids that aren't in the vocabulary.
+    """
+    if isinstance(prompt, str):
+        check_length(engine, prompt, param=param)
+        return [engine.tokenizer.bos, *engine.tokenizer.encode(prompt)]
+    check_ids(engine, prompt, param=param)
+    return prompt
+
+
+def chat_ids(engine: Engine, messages: list[dict[str, str]]) -> list[int]:
+    """Turns are opened and closed by ids, never by text, so that nobody can write one.
+
+    Raises: ApiError if the messages don't take turns or can't fit.
+    """
+    check_length(engine, "".join(message["content"] for message in messages), param="messages")
+    try:
+        return template.prompt_ids(engine.tokenizer, template.turns(messages))
+    except DataError as error:
+        raise ApiError(400, f"{error.fact}; {error.remedy}", param="messages") from error
+
+
+def check_length(engine: Engine, text: str, *, param: str) -> None:
+    """Raises: ApiError for a text that is too long for the context even if every token were the longest there is."""
+    longest = max(len(piece) for piece in engine.pieces if piece)
+    if len(text) > longest * engine.facts.context_tokens:
+        message = f"{param} is longer than the context of {engine.facts.context_tokens} tokens"
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
+
+
+def check_ids(engine: Engine, ids: list[int], *, param: str) -> None:
+    """Raises: ApiError for ids that aren't in the vocabulary."""
+    if not all(0 <= id < engine.facts.vocab_size for id in ids):
+        raise ApiError(400, f"token ids have to be from 0 to {engine.facts.vocab_size - 1}", param=param)
+
+
+def start(
+    service: Service,
+    served: Served,
+    visit: Visit,
+    body: GenerationRequest,
+    prompts: list[list[int]],
+    *,
+    max_tokens: int | None,
+    timeout_seconds: float | None = None,
+) -> Batch:
+    """Submit every candidate of every prompt; whatever becomes of the request, they end with it.
+
+    Without `max_tokens`, a text may fill the context.
+
+    Raises: ApiError for what can't be served; CapacityError if the queue is full.
+    """
+    engine, limits = served.engine, service.settings.limits
+    if len(prompts) * body.candidates > limits.choices:
+        raise ApiError(400, f"one request may have {limits.choices} texts written", param="n" if body.candidates > 1 else "prompt")
+    check_ids(engine, [int(id) for id in body.logit_bias], param="logit_bias")
+    wanted = _wanted_tokens(engine, prompts, max_tokens)
+    batch = Batch(served, visit, prompts, visit.record.generations)
+    visit.record.prompt_tokens = batch.prompt_tokens
+    visit.cleanup.callback(_report, service, batch)
+    for prompt in prompts:
+        for choice in range(body.candidates):
+            generation = engine.submit(
+                prompt,
+                body.sampling(max_tokens=wanted, choice=choice),
+                top=body.top,
+                deadline_seconds=min(timeout_seconds or limits.request_seconds, limits.request_seconds),
+                client=visit.record.key or visit.client,
+            )
+            visit.cleanup.callback(generation.cancel)
+            batch.generations.append(generation)
+    return batch
+
+
+def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | None) -> int:
+    longest, context = max(map(len, prompts)), engine.facts.context_tokens
+    wanted = max(context - longest, 1) if max_tokens is None else max_tokens
+    if longest + wanted > context:
+        message = f"the context is {context} tokens; the prompt has {longest} and the answer may take {wanted}"
+        raise ApiError(400, message, param="max_tokens" if longest < context else "prompt", code="context_length_exceeded")
+    return wanted
+
+
+def _report(service: Service, batch: Batch) -> None:
+    """Tell the catalogue how the model did, unless the request ended before that showed."""
+    first_token_seconds = batch.visit.record.first_token_seconds
+    failed = any(generation.error for generation in batch.generations)
+    if failed or first_token_seconds is not None:
+        service.catalogue.report(batch.served, ok=not failed, first_token_seconds=first_token_seconds)
+
+
+async def gathered(generations: list[Generation]) -> list[Written]:
+    """All texts, when the last is finished.
+
+    Raises: ApiError if time ran out, or the model was closed.
+    """
+    return await asyncio.gather(*(_written(generation) for generation in generations))
+
+
+async def _written(generation: Generation) -> Written:
+    text, tokens, reason = list[str](), list[Scored](), ""
+    async for chunk in generation:
+        text.append(chunk.text)
+        tokens += chunk.tokens
+        reason = chunk.finish_reason or reason
+    check_end(reason)
+    return Written("".join(text), tokens, reason)
+
+
+def check_end(reason: str | None) -> None:
+    """Raises: ApiError for an end that is no answer."""
+    if reason == "deadline":
+        raise ApiError(504, "the answer took too long", code="deadline_exceeded")
+    if reason == "cancelled":
+        raise ApiError(503, "the model was closed before the answer was complete", code="cancelled")
+
+
+async def interleaved(generations: list[Generation]) -> AsyncIterator[tuple[int, Chunk]]:
+    """Chunks of all generations as they come, each with the place of its generation."""
+    arrived: asyncio.Queue[tuple[int, Chunk | Exception]] = asyncio.Queue()
+
+    async def pump(index: int, generation: Generation) -> None:
+        try:
+            async for chunk in generation:
+                arrived.put_nowait((index, chunk))
+        except Exception as error:  # noqa: BLE001 - raised by the reader below
+            arrived.put_nowait((index, error))
+
+    pumps = [asyncio.create_task(pump(index, generation)) for index, generation in enumerate(generations)]
+    try:
+        running = len(pumps)
+        while running:
+            index, chunk = await arrived.get()
+            if isinstance(chunk, Exception):
+                raise chunk
+            running -= chunk.finish_reason is not None
+            yield index, chunk
+    finally:
+        for pumped in pumps:
+            pumped.cancel()

@@ -1,0 +1,39 @@
+"""What the routes have in common: the served models, the settings, and how busy the server is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llm.serve.endpoint.config import Settings
+from llm.serve.endpoint.errors import ApiError
+from llm.serve.endpoint.gate import Traffic
+from llm.serve.endpoint.visit import Visit
+from llm.serve.models.catalogue import Catalogue, UnknownModel
+from llm.serve.models.served import Served
+
+
+@dataclass(frozen=True)
+class Service:
+    """One server."""
+
+    catalogue: Catalogue
+    settings: Settings
+    traffic: Traffic = field(default_factory=Traffic)
+
+    @property
+    def ready(self) -> bool:
+        return self.catalogue.ready() and not self.traffic.draining
+
+    def lease(self, model_id: str, visit: Visit) -> Served:
+        """The version of a model that answers this request, kept open until its end.
+
+        Raises: ApiError if no such model is served.
+        """
+        try:
+            served = visit.cleanup.enter_context(self.catalogue.lease(model_id, key=visit.record.id))
+        except UnknownModel:
+            ids = ", ".join(repr(id) for id, _, _ in self.catalogue.entries())
+            message = f"the model {model_id[:64]!r} is not served here; served: {ids}"
+            raise ApiError(404, message, param="model", code="model_not_found") from None
+        visit.record.model, visit.record.version = model_id, served.version
+        return served

@@ -1,0 +1,33 @@
+"""Server-sent events that end well: with `[DONE]`, after an error too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi.responses import StreamingResponse
+
+from llm.serve.endpoint.errors import ApiError, error_body
+from llm.serve.endpoint.reply import DONE, event
+
+log = logging.getLogger(__name__)
+
+
+class EventStream(StreamingResponse):
+    """The events of one answer."""
+
+    def __init__(self, events: AsyncIterator[str]) -> None:
+        super().__init__(_ended(events), media_type="text/event-stream")
+
+
+async def _ended(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The status has been sent by now, so that an error can only be an event."""
+    try:
+        async for part in events:
+            yield part
+    except ApiError as error:
+        yield event(error_body(error.status_code, error.detail, param=error.param, code=error.code))
+    except Exception:
+        log.exception("a stream broke off")
+        yield event(error_body(500, "the server failed while it wrote the answer"))
+    yield DONE
