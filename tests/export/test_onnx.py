@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -16,11 +17,15 @@ import pytest
 import torch
 
 from llm.errors import ArtifactError, DivergenceError
-from llm.export import parity
 from llm.export.config import ExportConfig
-from llm.export.onnx import padded_causal_mask
-from llm.serve.engine.session import Session
-from llm.serve.models.folder import check_external_data, open_folder
+from llm.export.graphs.causal import padded_causal_mask
+from llm.export.graphs.trace import check
+from llm.export.parity import causal, gate
+from llm.export.parity.loaded import CachedGraph, Loaded
+from llm.serve.models.folder import open_folder
+from llm.serve.models.graph import check_graph
+
+from tests.export.conftest import PROPERTIES
 
 PROMPTS = [[1, 40, 300, 5, 17, 260, 44, 91, 350, 12], [1, 600, 601, 7], [1, 33]]
 
@@ -40,7 +45,25 @@ def test_names_and_axes_are_those_that_others_expect(graph: onnx.ModelProto) -> 
     plain = {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "past + sequence"], "position_ids": ["batch", "sequence"]}
     present = {f"present.{layer}.{kind}": ["batch", 2, "past + sequence", 8] for layer in (0, 1) for kind in ("key", "value")}
     assert list(inputs.items()) == list((plain | cache).items())
-    assert list(outputs.items()) == list(({"logits": ["batch", "sequence", 700]} | present).items())
+    assert list(outputs.items()) == list(({"logits": ["batch", "sequence", 700]} | present | {"hidden": ["batch", "sequence", 32]}).items())
+
+
+def test_the_hidden_state_is_what_the_head_reads(exported: Any) -> None:
+    graph = Loaded(exported.folder / "onnx" / "model.onnx")
+    ids = np.array([PROMPTS[0]])
+    places = {"attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None]}
+    found = graph(["hidden"], input_ids=ids, **places, **graph.empty_cache())["hidden"]
+    with torch.inference_mode():
+        expected = exported.model.features(torch.tensor(ids)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_graph_says_where_it_comes_from(exported: Any, graph: onnx.ModelProto) -> None:
+    told = {entry.key: entry.value for entry in graph.metadata_props}
+    assert {key: told[key] for key in PROPERTIES} == PROPERTIES
+    tokenizer = exported.folder / "onnx" / "tokenizer.model"
+    assert told["trainyard.tokenizer_sha256"] == hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    assert set(json.loads(told["trainyard.versions"])) == {"trainyard", "torch", "onnx", "onnxscript"}
 
 
 def test_the_graph_tells_nothing_of_where_it_was_made(exported: Any) -> None:
@@ -55,9 +78,10 @@ def written_elsewhere(exported: Any, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("elsewhere") / "onnx"
     shutil.copytree(exported.folder / "onnx", folder)
     code = (
-        "import sys; from pathlib import Path; from llm.model.weights import load; from llm.export.onnx import write_graph;"
+        "import sys; from pathlib import Path; from llm.model.weights import load; from llm.export.graphs.trace import write_graph;"
+        "from llm.export.graphs.causal import graphs;"
         "from llm.export.config import ExportConfig as Config;"
-        "write_graph(load(Path(sys.argv[1])), Path(sys.argv[2]), Config(external_data_bytes=0))"
+        "write_graph(graphs(load(Path(sys.argv[1])))['model.onnx'], Path(sys.argv[2]), Config(external_data_bytes=0))"
     )
     subprocess.run([sys.executable, "-c", code, exported.trained, folder / "model.onnx"], check=True, capture_output=True)
     return folder
@@ -88,11 +112,11 @@ def test_the_stage_reports_parity(exported: Any) -> None:
 
 
 def test_the_graph_agrees_with_plain_pytorch(exported: Any) -> None:
-    result = parity.check(exported.model, Session(open_folder(exported.folder)), PROMPTS, ExportConfig(greedy_tokens=32))
+    result = gate.check(exported.model, exported.folder / "onnx", PROMPTS, ExportConfig(greedy_tokens=32))
     assert result["max_logit_difference"] <= 1e-4
 
 
-def damaged(exported: Any, folder: Path, scale: float) -> Session:
+def damaged(exported: Any, folder: Path, scale: float) -> Path:
     """A copy whose last matrix is off by a factor."""
     shutil.copytree(exported.folder / "onnx", folder)
     graph = onnx.load(folder / "model.onnx")
@@ -100,21 +124,21 @@ def damaged(exported: Any, folder: Path, scale: float) -> Session:
     values = onnx.numpy_helper.to_array(largest) * np.float32(scale)
     largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
     onnx.save(graph, folder / "model.onnx")
-    return Session(open_folder(folder))
+    return folder
 
 
 def test_a_damaged_graph_fails_the_gate(exported: Any, tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match=r"differs from PyTorch.*export.max_logit_difference 0.001"):
-        parity.check(exported.model, damaged(exported, tmp_path / "a", 1.01), PROMPTS, ExportConfig())
+        gate.check(exported.model, damaged(exported, tmp_path / "a", 1.01), PROMPTS, ExportConfig())
     with pytest.raises(DivergenceError, match="differs from PyTorch"):
-        parity.check(exported.model, damaged(exported, tmp_path / "b", float("nan")), PROMPTS, ExportConfig())
+        gate.check(exported.model, damaged(exported, tmp_path / "b", float("nan")), PROMPTS, ExportConfig())
 
 
 def test_other_greedy_tokens_fail_the_gate_unless_pytorch_is_in_doubt(exported: Any, tmp_path: Path) -> None:
-    session = damaged(exported, tmp_path / "a", 3.0)
+    damaged_graph = CachedGraph(damaged(exported, tmp_path / "a", 3.0) / "model.onnx")
     with pytest.raises(DivergenceError, match="greedy tokens differ"):
-        parity.greedy_agreement(exported.model, session, PROMPTS[0], 64, doubt=0.0)
-    assert parity.greedy_agreement(exported.model, session, PROMPTS[0], 64, doubt=1e9) == 0
+        causal.greedy_agreement(exported.model, damaged_graph, PROMPTS[0], 64, doubt=0.0)
+    assert causal.greedy_agreement(exported.model, damaged_graph, PROMPTS[0], 64, doubt=1e9) == 0
 
 
 def test_genai_opens_the_folder_and_writes_the_same(exported: Any) -> None:
@@ -126,8 +150,7 @@ def test_genai_opens_the_folder_and_writes_the_same(exported: Any) -> None:
     while not generator.is_done():
         generator.generate_next_token()
     written = [int(id) for id in generator.get_sequence(0)][len(PROMPTS[0]) :]
-    session = Session(open_folder(exported.folder))
-    assert written == parity.greedy(session, PROMPTS[0], len(written))
+    assert written == causal.greedy(CachedGraph(exported.folder / "onnx" / "model.onnx"), PROMPTS[0], len(written))
     ends = {2, exported.tokenizer.end}
     assert len(written) == 50 or written[-1] in ends
     assert "hello world" in onnxruntime_genai.Tokenizer(model).decode(exported.tokenizer.encode("hello world"))
@@ -137,9 +160,9 @@ def test_large_weights_lie_beside_the_graph(exported: Any, written_elsewhere: Pa
     folder = shutil.copytree(written_elsewhere, tmp_path / "onnx")
     assert (folder / "model.onnx").stat().st_size < (exported.folder / "onnx" / "model.onnx").stat().st_size
     (weights,) = set(folder.glob("model.onnx*")) - {folder / "model.onnx"}
-    session = Session(open_folder(folder))
-    logits, _ = session.run(np.array([PROMPTS[0]]), session.empty_cache())
-    np.testing.assert_allclose(logits[0], parity.reference(exported.model, PROMPTS[0]), atol=1e-4)
+    graph = CachedGraph(folder / "model.onnx")
+    logits, _ = graph.run(np.array([PROMPTS[0]]), graph.empty_cache())
+    np.testing.assert_allclose(logits[0], causal.reference(exported.model, PROMPTS[0]), atol=1e-4)
     weights.rename(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match="weights are missing"):
         open_folder(folder)
@@ -161,4 +184,17 @@ def test_weights_from_outside_the_folder_are_refused(tmp_path: Path, location: s
     graph = onnx.helper.make_graph([choose], "graph", [condition], [onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1])])
     (folder / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(ArtifactError, match="outside its folder"):
-        check_external_data(folder / "model.onnx")
+        check_graph(folder / "model.onnx")
+
+
+def test_a_graph_with_operators_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Steal", ["x"], ["y"], domain="elsewhere")
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "graph", [value], [out]),
+        opset_imports=[onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("elsewhere", 1)],
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ArtifactError, match="operator that is not served: Steal of elsewhere"):
+        check(tmp_path / "model.onnx")

@@ -7,7 +7,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from llm.errors import ArtifactError
-from llm.serve.models.folder import REMEDY, ModelFolder
+from llm.serve.models.folder import ModelFolder
+from llm.serve.models.graph import REMEDY
 
 # What onnxruntime raises for a graph that it can't load; these have no base of their own.
 BAD_GRAPH = (

@@ -1,50 +1,94 @@
-"""Which models are served, and which version of one answers a request."""
+"""Which models are served, and which version of one answers a request.
+
+A champion is followed: when the registry names another version, it is loaded beside the live one, tried on a share of
+the requests (canary.py), and takes all of them or none. Requests that run keep the version that they began with.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from llm.errors import ArtifactError, RecipeError
+from llm.artifact import Store
+from llm.errors import ArtifactError, CapacityError, RecipeError, TrainyardError
+from llm.run import home
 from llm.serve.engine.engine import Engine
+from llm.serve.engine.generation import Event
+from llm.serve.engine.sampling import Sampling
+from llm.serve.models.canary import Tally, judge, place
 from llm.serve.models.config import ModelsConfig
 from llm.serve.models.folder import ModelFolder
-from llm.serve.models.served import Served
+from llm.serve.models.release import Release, next_champion, resolve
+from llm.serve.models.served import Arm, Model, Served, Trial, load, put_away
 from llm.serve.models.spec import ModelSpec
 
-DEFAULT_ID = "trainyard"
+UNNAMED = "trainyard"  # the id of a folder that was given none
+REMEMBERED = 1000  # changes
+
+log = logging.getLogger(__name__)
 
 
 class UnknownModel(ArtifactError):
     """No model of this id is served."""
 
 
+What = Literal["loaded", "refused", "on trial", "promoted", "rolled back", "withdrawn"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happened to a version of a model, when (seconds since 1970) and why."""
+
+    at: float
+    model_id: str
+    version: str
+    what: What
+    why: str = ""
+
+
 class Catalogue:
     """The served models by id. Safe to use from several threads."""
 
-    def __init__(self, served: dict[str, Served]) -> None:
-        self._served, self._created = served, int(time.time())
+    def __init__(self, models: Sequence[Model], config: ModelsConfig, store: Store) -> None:
+        self.changes: deque[Change] = deque(maxlen=REMEMBERED)
+        self._models, self._config, self._store = {model.model_id: model for model in models}, config, store
+        self._lock, self._closed = threading.RLock(), threading.Event()
+        self._watch: Callable[[Served, Event], None] | None = None
+        self._tell: Callable[[Change], None] = lambda change: None
+        self._follower = threading.Thread(target=self._follow, name="follow champions", daemon=True)
+        for served in self.loaded():
+            self._note("loaded", served.release, served.model_id)
+        if self._followed():
+            self._follower.start()
 
     @classmethod
     def of(cls, engine: Engine) -> Catalogue:
         """A catalogue of one model that is loaded already."""
-        return cls({engine.model_id: Served(engine, "1")})
+        served = Served(engine, Release(engine.model_id, "1", engine.facts.path))
+        return cls([Model(engine.model_id, [Arm(1.0, served)])], ModelsConfig(), Store(home()))
 
     @classmethod
-    def open(cls, specs: list[ModelSpec], config: ModelsConfig | None = None) -> Catalogue:
-        """Load what the specifications name.
+    def open(cls, specs: Sequence[ModelSpec], config: ModelsConfig | None = None, *, store: Store | None = None) -> Catalogue:
+        """Load all that the specifications name, and follow the champions among it.
 
-        Raises: ArtifactError if a folder can't be served; RecipeError if two specifications share an id.
+        Raises: RecipeError if two specifications share an id; PromotionError for an unknown name, alias or version;
+        ArtifactError for a model that can't be served.
         """
-        served: dict[str, Served] = {}
-        for spec in specs:
-            model_id = spec.model_id or DEFAULT_ID
-            if model_id in served:
-                raise RecipeError("two models have one id", value=model_id, remedy="name them: first=…, second=…")
-            served[model_id] = Served(Engine(Path(spec.sources[0].source.text), model_id=model_id), "1")
-        return cls(served)
+        config, store = config or ModelsConfig(), store or Store(home())
+        released = [(spec, [resolve(weighted.source, store) for weighted in spec.sources]) for spec in specs]
+        named = [(spec.model_id or releases[0].name or UNNAMED, spec, releases) for spec, releases in released]
+        names = [model_id for model_id, _, _ in named]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RecipeError("two models have one id", value=twice[0], remedy="name them: first=…, second=…")
+        return cls([_model(model_id, spec, releases, config, store) for model_id, spec, releases in named], config, store)
 
     @contextmanager
     def lease(self, model_id: str, *, key: str = "") -> Iterator[Served]:
@@ -52,23 +96,132 @@ class Catalogue:
 
         Raises: UnknownModel if no model of this id is served.
         """
-        if model_id not in self._served:
-            raise UnknownModel("model is not served here", value=model_id, remedy=f"ask for {', '.join(self._served)}")
-        with self._served[model_id].leased() as served:
+        with self._lock:
+            if model_id not in self._models:
+                raise UnknownModel("model is not served here", value=model_id[:100], remedy=f"ask for {', '.join(self._models)}")
+            key = key or uuid.uuid4().hex
+            served = self._models[model_id].arm(key).answering(key, self._config.canary.share)
+            served.take()
+        try:
             yield served
+        finally:
+            served.give_back()
 
-    def entries(self) -> list[tuple[str, int, ModelFolder]]:
-        """Id, time of its loading in seconds since 1970, and facts of every served model."""
-        return [(model_id, self._created, served.engine.facts) for model_id, served in self._served.items()]
+    def mirror(self, served: Served, prompt: list[int], sampling: Sampling, *, key: str = "") -> None:
+        """Send a copy of a request to the model's shadow, if it has one and the key falls into its share.
 
-    def ready(self) -> bool:
-        """Whether every model is loaded."""
-        return bool(self._served)
+        Nobody reads the answer; a shadow that is busy or reads otherwise is left alone.
+        """
+        model = self._models[served.model_id]
+        if model.shadow and place(key or uuid.uuid4().hex, "shadow") < model.shadow_share and model.shadow.reads_as(served):
+            with suppress(CapacityError):
+                model.shadow.engine.submit(prompt, sampling, client="shadow")
 
     def report(self, served: Served, *, ok: bool, first_token_seconds: float | None = None) -> None:
         """Say how a request ended: `ok` is false if the model failed, not if the request was wrong."""
+        with self._lock:
+            served.tally.add(ok=ok, first_token_seconds=first_token_seconds)
+            for arm in self._models[served.model_id].arms:
+                if served in arm.loaded():
+                    self._settle(arm)
+
+    def entries(self) -> list[tuple[str, int, ModelFolder]]:
+        """Id, time of its loading in seconds since 1970, and facts of every served model."""
+        with self._lock:
+            return [(model.model_id, model.created, model.arms[0].live.engine.facts) for model in self._models.values()]
+
+    def loaded(self) -> list[Served]:
+        """All that is in memory: live versions, versions on trial, shadows."""
+        with self._lock:
+            return [served for model in self._models.values() for served in model.loaded()]
+
+    def watch(self, watch: Callable[[Served, Event], None], tell: Callable[[Change], None] = lambda change: None) -> None:
+        """Have every engine, also those loaded later, tell of its steps and finished generations, and hear of changes."""
+        with self._lock:
+            self._watch, self._tell = watch, tell
+            for served in self.loaded():
+                served.engine.watch = partial(watch, served)
+
+    def ready(self) -> bool:
+        """Whether every model is loaded, which it is until the catalogue is closed."""
+        return bool(self._models) and not self._closed.is_set()
 
     def close(self) -> None:
-        """Free every engine after its last request."""
-        for served in self._served.values():
+        """Stop following, and free every engine after its last request."""
+        self._closed.set()
+        if self._follower.is_alive():
+            self._follower.join()
+        for served in self.loaded():
             served.close()
+
+    def _followed(self) -> list[tuple[Model, Arm]]:
+        return [(model, arm) for model in self._models.values() for arm in model.arms if arm.live.release.follows]
+
+    def _follow(self) -> None:
+        while not self._closed.wait(self._config.poll_seconds):
+            for model, arm in self._followed():
+                try:
+                    self._catch_up(model, arm)
+                except TrainyardError as error:  # the registry is away: what is live stays live
+                    log.warning("%s: %s", model.model_id, error)
+
+    def _catch_up(self, model: Model, arm: Arm) -> None:
+        """Bring the champion of now on trial, unless it is there or has failed already."""
+        with self._lock:
+            self._settle(arm)
+            known = {arm.refused, *(served.release.digest for served in arm.loaded()[-1:])}
+        champion = next_champion(arm.live.release.follows, self._store)
+        if champion is None or champion.digest in known:
+            return
+        if arm.trial:
+            self._end_trial(arm, "withdrawn", f"version {champion.version} is champion")
+        if champion.digest == arm.live.release.digest:
+            return
+        try:
+            served = load(champion, model.model_id, self._config)
+        except TrainyardError as error:
+            arm.refused = champion.digest
+            self._note("refused", champion, model.model_id, str(error))
+            return
+        with self._lock:
+            if self._watch:
+                served.engine.watch = partial(self._watch, served)
+            arm.live.tally, arm.trial, arm.refused = Tally(), Trial(served), ""
+            self._note("on trial", champion, model.model_id)
+
+    def _settle(self, arm: Arm) -> None:
+        """End a trial that is decided."""
+        if arm.trial is None:
+            return
+        verdict, why = judge(arm.live.tally, arm.trial.served.tally, time.monotonic() - arm.trial.began, self._config.canary)
+        if verdict != "on trial":
+            self._end_trial(arm, verdict, why)
+
+    def _end_trial(self, arm: Arm, verdict: What, why: str) -> None:
+        with self._lock:
+            if arm.trial is None:
+                return
+            tried, arm.trial = arm.trial.served, None
+            leaving = tried
+            if verdict == "promoted":
+                leaving, arm.live = arm.live, tried
+            if verdict == "rolled back":
+                arm.refused = tried.release.digest
+        self._note(verdict, tried.release, tried.model_id, why)
+        put_away(leaving, why if verdict == "rolled back" else "", self._store)
+
+    def _note(self, what: What, release: Release, model_id: str, why: str = "") -> None:
+        level = logging.WARNING if what in ("refused", "rolled back") else logging.INFO
+        log.log(level, "%s version %s: %s%s", model_id, release.version, what, why and f" ({why})")
+        self.changes.append(Change(time.time(), model_id, release.version, what, why))
+        self._tell(self.changes[-1])
+
+
+def _model(model_id: str, spec: ModelSpec, releases: list[Release], config: ModelsConfig, store: Store) -> Model:
+    arms = [Arm(weighted.weight, load(release, model_id, config)) for weighted, release in zip(spec.sources, releases, strict=True)]
+    if spec.shadow is None:
+        return Model(model_id, arms)
+    shadow = load(resolve(spec.shadow.source, store), model_id, config)
+    if not shadow.reads_as(arms[0].live):
+        raise ArtifactError("shadow has another tokenizer", value=spec.shadow.source.text, remedy="shadow a model with the same tokenizer")
+    return Model(model_id, arms, shadow, spec.shadow.weight)

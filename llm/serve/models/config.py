@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from llm.config import Section
+from llm.serve.engine.config import EngineConfig
 
 
 class CanaryConfig(Section):
@@ -23,9 +24,10 @@ class CanaryConfig(Section):
 
 
 class LoadConfig(Section):
-    """What a model's folder may cost the process that loads it for the first time."""
+    """What a model's folder may cost the process that loads it first (`rehearsal.py`)."""
 
-    memory_bytes: int = Field(default=32 * 2**30, ge=2**29, description="address space of that process")
+    base_bytes: int = Field(default=3 * 2**30, ge=2**29, description="address space of that process, whatever the model's size")
+    bytes_per_byte: int = Field(default=6, ge=1, description="address space per byte of the folder, on top")
     seconds: float = Field(default=300, gt=0, description="computing time of that process")
 
 
@@ -33,5 +35,6 @@ class ModelsConfig(Section):
     """Which versions are served."""
 
     poll_seconds: float = Field(default=2.0, gt=0, description="how often the registry is asked for its champion")
+    engine: EngineConfig = EngineConfig()
     canary: CanaryConfig = CanaryConfig()
     load: LoadConfig = LoadConfig()

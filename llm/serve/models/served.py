@@ -1,35 +1,125 @@
-"""One loaded version of a model, and who is using it."""
+"""Loaded versions of a model, and which of them a request meets."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from dataclasses import dataclass, field
 
+from llm.artifact import Store
 from llm.serve.engine.engine import Engine
+from llm.serve.models.canary import Tally, place
+from llm.serve.models.config import ModelsConfig
+from llm.serve.models.rehearsal import rehearse, warm
+from llm.serve.models.release import Release, hold, verify
 
 
 class Served:
-    """An engine under a version's name. It is closed after its last lease, never during one."""
+    """An engine and the release that it runs. It is closed after its last lease, never during one."""
 
-    def __init__(self, engine: Engine, version: str) -> None:
-        self.engine, self.version = engine, version
-        self._leases, self._free = 0, threading.Condition()
+    def __init__(self, engine: Engine, release: Release) -> None:
+        self.engine, self.release, self.tally = engine, release, Tally()
+        self._leases, self._changed = 0, threading.Condition()
 
-    @contextmanager
-    def leased(self) -> Iterator[Served]:
-        """Keep the engine open for the length of a block."""
-        with self._free:
+    @property
+    def model_id(self) -> str:
+        return self.engine.model_id
+
+    @property
+    def version(self) -> str:
+        return self.release.version
+
+    def take(self) -> None:
+        """Keep the engine open until the lease is given back."""
+        with self._changed:
             self._leases += 1
-        try:
-            yield self
-        finally:
-            with self._free:
-                self._leases -= 1
-                self._free.notify_all()
+
+    def give_back(self) -> None:
+        """End a lease."""
+        with self._changed:
+            self._leases -= 1
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait for the last lease to end, then free the engine. Nobody may take another lease."""
-        with self._free:
-            self._free.wait_for(lambda: self._leases == 0)
+        """Wait for the last lease to end, then free the engine. Nobody may take another one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._leases == 0)
         self.engine.close()
+
+    def reads_as(self, other: Served) -> bool:
+        """Whether both have the same tokenizer, so that the ids of a prompt mean the same to them."""
+        return self.engine.tokenizer.vocabulary.content == other.engine.tokenizer.vocabulary.content
+
+
+def load(release: Release, model_id: str, config: ModelsConfig) -> Served:
+    """A release, loaded: its files verified, its first load rehearsed elsewhere, its first tokens written.
+
+    Raises: ArtifactError if it can't be served.
+    """
+    verify(release)
+    rehearse(release.folder, config.engine, config.load)
+    served = Served(Engine(release.folder, model_id=model_id, config=config.engine), release)
+    warm(served.engine)
+    return served
+
+
+@dataclass
+class Trial:
+    """A version that answers some of the requests of the one it may replace."""
+
+    served: Served
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Arm:
+    """One source of a model and its weight: a live version, and at times one on trial."""
+
+    weight: float
+    live: Served
+    trial: Trial | None = None
+    refused: str = ""  # digest of a version that could not be loaded
+
+    def answering(self, key: str, canary_share: float) -> Served:
+        """The version that answers this key."""
+        if self.trial and place(key, self.trial.served.version) < canary_share:
+            return self.trial.served
+        return self.live
+
+    def loaded(self) -> list[Served]:
+        return [self.live, *([self.trial.served] if self.trial else [])]
+
+
+@dataclass
+class Model:
+    """What one id stands for."""
+
+    model_id: str
+    arms: list[Arm]
+    shadow: Served | None = None
+    shadow_share: float = 0.0
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def arm(self, key: str) -> Arm:
+        """The arm that this key falls on: by weight, and always the same."""
+        point = place(key, self.model_id) * sum(arm.weight for arm in self.arms)
+        for arm in self.arms:
+            point -= arm.weight
+            if point < 0:
+                return arm
+        return max(self.arms, key=lambda arm: arm.weight)
+
+    def loaded(self) -> list[Served]:
+        """Everything that this id holds in memory."""
+        return [served for arm in self.arms for served in arm.loaded()] + ([self.shadow] if self.shadow else [])
+
+
+def put_away(served: Served, reason: str, store: Store) -> None:
+    """Close a version in the background after its last lease; one that was rolled back is remembered first."""
+
+    def close() -> None:
+        if reason:
+            hold(served.release, reason, store)
+        served.close()
+
+    threading.Thread(target=close, name=f"close {served.model_id} {served.version}", daemon=True).start()
