@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llm.errors import ArtifactError
@@ -172,12 +173,14 @@ class Store:
             yield
 
 
-def commit(temporary: Path, destination: Path, manifest: dict[str, Any]) -> None:
+def commit(temporary: Path, destination: Path, manifest: dict[str, Any], hashes: Mapping[str, str] = MappingProxyType({})) -> None:
     """Make a finished directory visible: fsync files, write the manifest, rename, fsync the parent.
+
+    `hashes` are the sha256 of files that whoever wrote them has hashed already, by relative name.
 
     Raises: ArtifactError if the stage wrote no file.
     """
-    files = describe(temporary)
+    files = describe(temporary, hashes)
     if not files:
         raise ArtifactError("stage wrote no file", value=manifest["stage"], remedy="report this as a defect")
     for name in files:
@@ -191,15 +194,13 @@ def commit(temporary: Path, destination: Path, manifest: dict[str, Any]) -> None
     fsync(destination.parent)
 
 
-def describe(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every payload file below a folder, by relative name."""
+def describe(folder: Path, hashes: Mapping[str, str] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every payload file below a folder, by relative name; those in `hashes` are not read."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / "manifest.json"]
+    names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        hashes = list(pool.map(sha256_file, paths))
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, hashes, strict=True)
-    }
+        found = list(pool.map(lambda name: hashes.get(name) or sha256_file(folder / name), names))
+    return {name: {"bytes": path.stat().st_size, "sha256": each} for name, path, each in zip(names, paths, found, strict=True)}
 
 
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -42,6 +42,7 @@ from torch.utils.serialization import config as serialization
 from llm import artifact
 from llm.errors import ArtifactError
 from llm.failpoint import failpoint
+from llm.train import direct
 from llm.train.config import TrainConfig
 from llm.train.parallel.world import World
 
@@ -155,18 +156,18 @@ class Checkpoints:
     def _write(self, step: int, temporary: Path, state: dict[str, Any], progress: dict[str, Any], healthy: bool) -> None:
         """All shards, then on rank 0 the commit: the last collective of a save has told it that every shard is on disk."""
         with artifact.named_errors(self.folder):
-            _write_shards(state, temporary, self.group)
+            hashes = _write_shards(state, temporary, self.group)
             if self.world.rank == 0:
-                self._commit(step, temporary, progress, healthy)
+                self._commit(step, temporary, progress, healthy, hashes)
 
-    def _commit(self, step: int, temporary: Path, progress: dict[str, Any], healthy: bool) -> None:
+    def _commit(self, step: int, temporary: Path, progress: dict[str, Any], healthy: bool, hashes: Mapping[str, str]) -> None:
         write_history(temporary / HISTORY, progress["history"])
         (temporary / PROGRESS).write_text(json.dumps({**progress, "history": None}), encoding="utf-8")
         facts: dict[str, Any] = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
         final = self.folder / f"step-{step:08d}"
         loss = _finite(progress["history"][-1].get("validation_loss")) if progress["history"] else None
         facts |= {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss, "healthy": healthy}
-        artifact.commit(temporary, final, facts | {"seal": _seal(facts)})  # which reads every shard again, to hash it
+        artifact.commit(temporary, final, facts | {"seal": _seal(facts)}, hashes)
         self._prune()
 
     def _prune(self) -> None:
@@ -255,17 +256,24 @@ def _step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None) -> None:
-    """Save the shards of every worker; the first worker's failure is raised on all of them."""
+def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None) -> dict[str, str]:
+    """Save the shards of every worker; their sha256 by name. The first worker's failure is raised on all of them."""
+    writing, files = direct.writer(folder)
     try:
         with _no_advice(), cast(Any, serialization).patch("save.compute_crc32", False):  # the manifest's sha256 says more
-            state_dict_saver.save(state, checkpoint_id=folder, process_group=group, no_dist=group is None)
+            state_dict_saver.save(state, storage_writer=writing, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
         if not isinstance(cause, RuntimeError):
             raise cause from error
-        remedy = "free space, or set TRAINYARD_HOME to a larger disk"  # torch keeps the system's own reason to itself
+        remedy = "free space, or set TRAINYARD_HOME to a larger disk"  # torch may keep the system's own reason to itself
         raise ArtifactError("checkpoint can't be written", value=f"{folder} ({cause})", remedy=remedy) from error
+    hashes = {path.name: digest for path, digest in files.sha256.items()}
+    if group is None:
+        return hashes
+    everyone: list[dict[str, str]] = [{}] * group.size()
+    dist.all_gather_object(everyone, hashes, group=group)
+    return {name: digest for each in everyone for name, digest in each.items()}
 
 
 def _verified(path: Path) -> dict[str, Any]:

@@ -166,12 +166,12 @@ def whole_save(training: Training, ours: Checkpoints, step: int) -> None:
 
 def plain_write(training: Training, folder: Path, turn: int) -> None:
     """The same bytes to one new file, without names, hashes or a manifest; as many older ones stay as of ours."""
-    remove(folder / f"plain-{turn - Retention().last}")
     with (folder / f"plain-{turn}").open("wb") as file:
         for tensor in tensors(training.state()):
             file.write(tensor.numpy().data.cast("B"))
         file.flush()
         os.fsync(file.fileno())
+    remove(folder / f"plain-{turn - Retention().last}")
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
