@@ -19,12 +19,13 @@ STATUSES = {
     408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not declared as JSON",
+    431: "The request line and headers are too large",
     429: "Too many requests; come back after `Retry-After` seconds",
     500: "The server failed",
     503: "The server is not ready, or about to end",
     504: "The answer took too long",
 }
-READING, ASKING = (400, 401, 403, 408, 429, 500), (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
+READING, ASKING = (400, 401, 403, 408, 429, 431, 500), (400, 401, 403, 404, 408, 413, 415, 429, 431, 500, 503, 504)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -134,11 +135,22 @@ class ChatChoice(Answer):
     logprobs: ChatLogprobs | None
 
 
+class Citation(Answer):
+    """A passage that the model was given, under the number by which it may cite it; `start` counts characters."""
+
+    number: int
+    document: str
+    start: int
+    score: float
+    text: str
+
+
 class ChatCompletion(Frame):
-    """The answer of /v1/chat/completions."""
+    """The answer of /v1/chat/completions; `citations` where passages were asked for."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    citations: list[Citation] = []
 
 
 class Model(Answer):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.config import Settings
 from llm.serve.endpoint.errors import add_error_handlers
@@ -29,21 +32,27 @@ ALIVE_PATH = "/health"
 
 def create_app(catalogue: Catalogue, settings: Settings | None = None, observer: Observer | None = None) -> FastAPI:
     """The application that serves a catalogue; `app.state.service` is what its routes share."""
-    settings, observer = settings or Settings(), observer or Observer()
-    service = Service(catalogue, settings)
-    app = FastAPI(title="Trainyard", docs_url=None, redoc_url=None, redirect_slashes=False)
+    settings = settings or Settings()
+    service = Service.of(catalogue, settings, observer)
+    app = FastAPI(title="Trainyard", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_lifespan)
     app.state.service = service
     for routes in (completions, chat, embeddings, tokens, models, health, kserve):
         app.include_router(routes(service))
-    app.include_router(observe_routes.routes(observer))
+    app.include_router(observe_routes.routes(service.observer))
     if settings.page:
         app.include_router(page_routes.page())
     open_paths = frozenset([ALIVE_PATH, *(page_routes.PATHS if settings.page else ())])
     app.add_middleware(Gate, settings=settings, traffic=service.traffic, open_paths=open_paths)
-    app.add_middleware(Observed, observer=observer, routes=app.routes)
+    app.add_middleware(Observed, observer=service.observer, routes=app.routes)
     add_error_handlers(app)
     app.openapi = lambda: _document(app, keys=settings.keys is not None)  # type: ignore[method-assign]
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await run_in_threadpool(app.state.service.close)
 
 
 def _document(app: FastAPI, *, keys: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from llm.data import template
 from llm.errors import DataError
@@ -25,6 +26,7 @@ class Batch:
     visit: Visit
     prompts: list[list[int]]
     generations: list[Generation]
+    citations: list[dict[str, Any]] | None = None  # of passages that the prompt quotes
 
     @property
     def engine(self) -> Engine:
@@ -121,17 +123,14 @@ def start(
     batch = Batch(served, visit, prompts, visit.record.generations)
     visit.record.prompt_tokens = batch.prompt_tokens
     visit.cleanup.callback(_report, service, batch)
+    seconds, client = min(timeout_seconds or limits.request_seconds, limits.request_seconds), visit.record.key or visit.client
     for prompt in prompts:
         for choice in range(body.candidates):
-            generation = engine.submit(
-                prompt,
-                body.sampling(max_tokens=wanted, choice=choice),
-                top=body.top,
-                deadline_seconds=min(timeout_seconds or limits.request_seconds, limits.request_seconds),
-                client=visit.record.key or visit.client,
-            )
+            sampling = body.sampling(max_tokens=wanted, choice=choice)
+            generation = engine.submit(prompt, sampling, top=body.top, deadline_seconds=seconds, client=client)
             visit.cleanup.callback(generation.cancel)
             batch.generations.append(generation)
+        service.catalogue.mirror(served, prompt, sampling, key=visit.record.id)
     return batch
 
 

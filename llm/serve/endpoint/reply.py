@@ -31,16 +31,17 @@ class Reply:
     @classmethod
     def to(cls, batch: Batch, *, chat: bool) -> Reply:
         """The answer of a request's generations."""
-        record, prefix = batch.visit.record, "chatcmpl" if chat else "cmpl"
-        return cls(record.id.replace("req", prefix, 1), record.model, batch.served.version, chat)
+        record = batch.visit.record
+        return cls(record.answer_id, record.model, batch.served.version, chat)
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request that isn't streamed."""
         return self._frame("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage}
 
-    def part(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> str:
+    def part(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None, more: dict[str, Any] | None = None) -> str:
         """One server-sent event."""
-        return event(self._frame("chat.completion.chunk" if self.chat else "text_completion", choices) | {"usage": usage})
+        frame = self._frame("chat.completion.chunk" if self.chat else "text_completion", choices)
+        return event(frame | {"usage": usage} | (more or {}))
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         frame = {"id": self.id, "object": kind, "created": self.created, "model": self.model}

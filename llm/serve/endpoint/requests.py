@@ -305,6 +305,12 @@ class ResponseFormat(RequestModel):
         return Guide(json_schema=_bounded(self.json_schema.schema_)) if self.json_schema else None
 
 
+class RetrievalRequest(RequestModel):
+    """Passages of the server's documents as context of a chat."""
+
+    top: int | None = Field(default=None, ge=0, le=16, description="passages at most; 0: none")
+
+
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
@@ -313,6 +319,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
+    retrieval: RetrievalRequest | None = None
     tools: list[Any] | None = neutral("tools")
     tool_choice: str | None = neutral("tool_choice")
     parallel_tool_calls: bool | None = ignored()

@@ -21,6 +21,7 @@ from llm.serve.endpoint.gate import LOOPBACK
 from llm.serve.endpoint.service import Service
 from llm.serve.models.catalogue import Catalogue
 from llm.serve.models.spec import ModelSpec
+from llm.serve.observe import log
 
 SPARE_FILES = 256  # descriptors besides connections
 
@@ -35,6 +36,7 @@ def serve(specs: list[ModelSpec], settings: Settings | None = None) -> None:
     check_exposure(settings)
     check_port(settings)
     allow_files(settings.limits.connections + SPARE_FILES)
+    log.configure()
     catalogue = Catalogue.open(specs, settings.models)
     try:
         app = create_app(catalogue, settings)
@@ -80,6 +82,8 @@ def server_config(app: Any, limits: LimitsConfig, **listen: Any) -> uvicorn.Conf
         timeout_graceful_shutdown=1,
         proxy_headers=False,
         server_header=False,
+        log_config=None,
+        access_log=False,
         **listen,
     )
 

@@ -10,6 +10,8 @@ from llm.serve.endpoint.gate import Traffic
 from llm.serve.endpoint.visit import Visit
 from llm.serve.models.catalogue import Catalogue, UnknownModel
 from llm.serve.models.served import Served
+from llm.serve.observe.observer import Observer
+from llm.serve.retrieval.retriever import Retriever
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,22 @@ class Service:
 
     catalogue: Catalogue
     settings: Settings
+    observer: Observer
+    retriever: Retriever | None = None
     traffic: Traffic = field(default_factory=Traffic)
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, settings: Settings, observer: Observer | None = None) -> Service:
+        """A server of a catalogue, with what its settings ask for."""
+        observer = observer or Observer(settings.observe)
+        observer.follow(catalogue)
+        return cls(catalogue, settings, observer, Retriever.of(settings.retrieval, catalogue))
+
+    def close(self) -> None:
+        """Write out what waits; the catalogue stays open."""
+        if self.retriever:
+            self.retriever.close()
+        self.observer.close()
 
     @property
     def ready(self) -> bool:

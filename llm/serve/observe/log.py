@@ -13,25 +13,23 @@ from typing import Any, TextIO
 from llm.data.filters.privacy import PLACEHOLDERS
 from llm.data.filters.secrets import keys
 
-requests = logging.getLogger("trainyard.requests")
-events = logging.getLogger("trainyard.events")
+requests = logging.getLogger("llm.serve.requests")
+events = logging.getLogger("llm.serve.events")
 
 FRAMES = 8  # of a traceback, the innermost
 _credentials = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{4,}")
 
 
 def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> logging.Handler:
-    """Send the log of this server, and uvicorn's, to a stream, by default stderr; uvicorn's line per request is left out.
+    """Send all that this process logs to a stream, by default stderr; of other libraries than uvicorn, warnings.
 
-    Run uvicorn with `log_config=None`, so that it leaves this as it is.
+    Run uvicorn with `log_config=None` and `access_log=False`: its line per request repeats paths with their queries.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("trainyard", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
-    logging.getLogger("uvicorn.access").disabled = True  # it repeats paths with their queries
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in ("llm", "uvicorn"):
+        logging.getLogger(name).setLevel(level)
     return handler
 
 

@@ -9,7 +9,7 @@ https://prometheus.io/docs/practices/naming.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,14 +17,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from llm.serve.engine.engine import Load
-from llm.serve.engine.generation import Finished, Generation, Step
+from llm.serve.engine.generation import Event, Generation, Step
+from llm.serve.models.catalogue import What
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 MAX_VERSIONS = 64  # versions whose figures are held; those of the longest gone are dropped beyond it
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 TOKENS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-EVENTS = ("loaded", "closed", "canary", "promoted", "rolled_back", "refused")
 ERRORS = {
     401: "unauthenticated", 403: "forbidden", 404: "not_found", 408: "timeout", 413: "too_large", 429: "overloaded", 431: "too_large",
     499: "client_left", 500: "internal", 503: "unavailable", 504: "deadline",
@@ -74,29 +74,27 @@ class Metrics:
         """All of it as Prometheus reads it."""
         return generate_latest(self.registry)
 
-    def serve(self, version: Version, load: Callable[[], Load]) -> None:
-        """Let a version have figures, its load among them."""
+    def serve(self, loads: Mapping[Version, Callable[[], Load]]) -> None:
+        """Which versions are served now. Counts of others stay for a while."""
         with self._lock:
-            self._served.pop(version, None)
-            self._served[version] = load
-            gone = [each for each, still in self._served.items() if still is None]
-            dropped = gone[: max(0, len(self._served) - MAX_VERSIONS)]
-            for each in dropped:
-                del self._served[each]
+            gone = {version: None for version in self._served if version not in loads}
+            dropped = list(gone)[: max(0, len(gone) + len(loads) - MAX_VERSIONS)]
+            self._served = {version: None for version in gone if version not in dropped} | dict(loads)
         for metric in self._by_version:
-            for each in dropped:
-                metric.remove_by_labels({"model": each[0], "version": each[1]})
-
-    def leave(self, version: Version) -> None:
-        """A version is served no more; its counts stay."""
-        with self._lock:
-            if version in self._served:
-                self._served[version] = None
+            for model, version in dropped:
+                metric.remove_by_labels({"model": model, "version": version})
 
     def model(self, model_id: str) -> str:
         """The label of a model: empty for one that is not served, however it is called."""
         with self._lock:
             return model_id if any(model_id == each for each, _ in self._served) else ""
+
+    def watched(self, version: Version, event: Event) -> None:
+        """An engine of this version tells something."""
+        if isinstance(event, Step):
+            self.stepped(version, event)
+        else:
+            self.finished(version, event.generation)
 
     def stepped(self, version: Version, step: Step) -> None:
         """The model ran once."""
@@ -131,9 +129,9 @@ class Metrics:
         if status >= 400 or broken:
             self.errors.labels(error_kind(status) if status >= 400 else "internal", model).inc()
 
-    def happened(self, model: str, event: str) -> None:
+    def happened(self, model: str, what: What) -> None:
         """A version was loaded, tried, promoted or rolled back."""
-        self.events.labels(model, event if event in EVENTS else "other").inc()
+        self.events.labels(self.model(model), what.replace(" ", "_")).inc()
 
     def _loads(self) -> list[tuple[Version, Load]]:
         with self._lock:
@@ -150,18 +148,6 @@ class Metrics:
 def error_kind(status: int) -> str:
     """What went wrong, in a word out of few."""
     return ERRORS.get(status) or ("invalid_request" if status < 500 else "internal")
-
-
-def handler(metrics: Metrics, version: Version) -> Callable[[Step | Finished], None]:
-    """What an engine of this version calls with its events."""
-
-    def watch(event: Step | Finished) -> None:
-        if isinstance(event, Step):
-            metrics.stepped(version, event)
-        else:
-            metrics.finished(version, event.generation)
-
-    return watch
 
 
 class _Loads(Collector):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from prometheus_client import start_http_server
 from starlette.types import Scope
 
 from llm.errors import CapacityError
-from llm.serve.engine.engine import Engine
+from llm.serve.engine.engine import Load
+from llm.serve.models.catalogue import Catalogue, Change
 from llm.serve.observe import log
 from llm.serve.observe.config import ObserveConfig
-from llm.serve.observe.metrics import Metrics, handler
+from llm.serve.observe.metrics import Metrics, Version
 from llm.serve.observe.record import PLACE, Record
-from llm.serve.observe.samples import Samples
+from llm.serve.observe.samples import Exchange, Samples
 from llm.serve.observe.spans import configured, spans
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -37,28 +38,31 @@ class Observer:
         self._spans = spans(self._provider) if self._provider else None
         self._exposition = _exposed(self.metrics, config.metrics_port) if config.metrics_port else None
 
-    def serves(self, engine: Engine, version: str) -> None:
-        """An engine is about to take requests under this version."""
-        self.metrics.serve((engine.model_id, version), engine.load)
-        engine.watch = handler(self.metrics, (engine.model_id, version))
-        self.happened(engine.model_id, version, "loaded")
+    def follow(self, catalogue: Catalogue) -> None:
+        """Watch the engines of a catalogue, and what becomes of its versions."""
 
-    def leaves(self, engine: Engine, version: str) -> None:
-        """An engine has taken its last request."""
-        self.metrics.leave((engine.model_id, version))
-        self.happened(engine.model_id, version, "closed")
+        def loaded() -> dict[Version, Callable[[], Load]]:
+            return {(served.model_id, served.version): served.engine.load for served in catalogue.loaded()}
 
-    def happened(self, model_id: str, version: str, event: str) -> None:
-        """A version of a served model was loaded, closed, tried (canary), promoted, rolled_back or refused."""
-        self.metrics.happened(model_id, event)
-        level = logging.WARNING if event in ("rolled_back", "refused") else logging.INFO
-        log.events.log(level, event, extra={"facts": {"model": model_id, "version": version}})
+        def changed(change: Change) -> None:
+            self.metrics.serve(loaded())
+            self.metrics.happened(change.model_id, change.what)
+
+        self.metrics.serve(loaded())
+        catalogue.watch(lambda served, event: self.metrics.watched((served.model_id, served.version), event), changed)
 
     def request_began(self, scope: Scope) -> Record:
         """The record of a request, which handlers find with `record_of`."""
         record: Record = scope.setdefault(PLACE, Record())
         record.method = scope["method"] if scope["method"] in METHODS else "other"
         return record
+
+    def answered(self, record: Record) -> None:
+        """The last byte of an answer is about to go out. Requests for several texts at once are no samples."""
+        if self.samples and record.messages and record.status == 200 and len(record.generations) == 1:
+            (generation,) = record.generations
+            names = (record.answer_id, record.model, record.version, record.kind)
+            self.samples.answered(Exchange(*names, record.messages, generation.text, generation.finish_reason or ""))
 
     def request_ended(self, record: Record, scope: Scope, routes: Collection[str]) -> None:
         """The last byte of an answer is out, or its client is gone."""

@@ -18,7 +18,7 @@ CLIENT_LEFT = 499  # nginx's status for it
 
 @dataclass
 class Record:
-    """One request. Nothing that a client wrote stands in it but what it has in common with the server's own names."""
+    """One request. But for `messages`, nothing that a client wrote stands in it, except where it is one of the server's own names."""
 
     id: str = field(default_factory=lambda: f"req-{uuid.uuid4().hex}")
     began_ns: int = field(default_factory=time.time_ns)
@@ -30,9 +30,16 @@ class Record:
     key: str = ""  # the name of the key that opened the door
     model: str = ""
     version: str = ""
+    kind: str = ""  # chat or completion, once a prompt is read
+    messages: tuple[dict[str, str], ...] = ()  # what was asked; it goes into samples alone
     prompt_tokens: int = 0
     generations: list[Generation] = field(default_factory=list)
     error: str = ""  # kind and place of what failed inside
+
+    @property
+    def answer_id(self) -> str:
+        """Under which the client knows the answer."""
+        return self.id.replace("req", "chatcmpl" if self.kind == "chat" else "cmpl", 1)
 
     @property
     def completion_tokens(self) -> int:

@@ -34,6 +34,8 @@ class Observed:
             if message["type"] == "http.response.start":
                 begun, record.status = True, message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", record.id.encode())]}
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                self.observer.answered(record)
             await send(message)
 
         try:

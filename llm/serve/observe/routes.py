@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from llm.errors import CapacityError
+from llm.serve.endpoint.answers import ASKING, READING, Answer, errors
 from llm.serve.endpoint.errors import ApiError
+from llm.serve.endpoint.requests import RequestModel
+from llm.serve.endpoint.wire import StrictRoute
 from llm.serve.observe.metrics import CONTENT_TYPE
 from llm.serve.observe.observer import Observer
 from llm.serve.observe.samples import Rating, Samples, UnknownAnswer
@@ -19,10 +22,8 @@ from llm.serve.observe.samples import Rating, Samples, UnknownAnswer
 ANSWER_ID = r"^[A-Za-z0-9-]{1,100}$"
 
 
-class Feedback(BaseModel):
+class Feedback(RequestModel):
     """What a user thinks of an answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str = Field(pattern=ANSWER_ID, description="id of the answer, as chat and completions give it")
     rating: Literal["up", "down"]
@@ -30,9 +31,25 @@ class Feedback(BaseModel):
     correction: str = Field(default="", max_length=20_000, description="what the answer should have been")
 
 
+class Rated(Answer):
+    """A rating that is kept."""
+
+    id: str
+    object: Literal["feedback"]
+    rating: Literal["up", "down"]
+
+
+class Forgotten(Answer):
+    """Whether anything was kept of an answer."""
+
+    id: str
+    object: Literal["feedback"]
+    deleted: bool
+
+
 def routes(observer: Observer) -> APIRouter:
     """The routes that this observer's settings ask for. Whoever adds them guards them like all others."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
     if observer.config.metrics_port is None:
         _add_metrics(router, observer)
     if observer.samples:
@@ -41,14 +58,14 @@ def routes(observer: Observer) -> APIRouter:
 
 
 def _add_metrics(router: APIRouter, observer: Observer) -> None:
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", response_class=PlainTextResponse, responses=errors(*READING))
     def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(observer.metrics.text(), media_type=CONTENT_TYPE)
 
 
 def _add_feedback(router: APIRouter, samples: Samples) -> None:
-    @router.post("/v1/feedback")
+    @router.post("/v1/feedback", response_model=Rated, responses=errors(*ASKING))
     async def rate(body: Feedback) -> dict[str, Any]:
         """Rate one of the latest answers; it is kept with its prompt."""
         try:
@@ -59,7 +76,7 @@ def _add_feedback(router: APIRouter, samples: Samples) -> None:
             raise ApiError(429, str(error), param="id") from error
         return {"id": body.id, "object": "feedback", "rating": body.rating}
 
-    @router.delete("/v1/feedback/{id}")
+    @router.delete("/v1/feedback/{id}", response_model=Forgotten, responses=errors(*READING, 503))
     async def forget(id: Annotated[str, Path(pattern=ANSWER_ID)]) -> dict[str, Any]:
         """Delete what is kept of an answer, and its ratings."""
         try:

@@ -7,6 +7,7 @@ FOLDER/.lock                         held while lines are added or taken out
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 from llm.artifact import fsync
 from llm.data.document import json_line
 from llm.data.labelled import records
+from llm.failpoint import failpoint
 
 PATTERN = "traffic-*.jsonl"
 
@@ -90,7 +92,8 @@ def _append(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         if os.write(descriptor, data) < len(data):
-            raise OSError("the disk took a part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        failpoint("append")
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, before)

@@ -16,6 +16,7 @@ class RetrievalConfig(Section):
     patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell")
     text_field: str = Field(default="text", min_length=1, description="column that holds the text in a table")
     kind: Literal["bm25", "embedding"] = Field(default="bm25", description="embedding: by the meaning that the served model sees")
+    model: str = Field(default="", description="id of the served model whose tokens count, and which embeds; by default the first")
     always: bool = Field(default=False, description="in every chat that doesn't say otherwise; by default in those that ask")
     top: int = Field(default=4, ge=1, le=16, description="passages, where the request names no number")
     chunk_tokens: int = Field(default=192, ge=16, le=4_096, description="of a passage, at most")

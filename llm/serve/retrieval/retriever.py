@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.artifact import sha256_of
+from llm.artifact import content_digest, describe, sha256_of
 from llm.data.tokenizer import Tokenizer
 from llm.errors import TrainyardError
+from llm.serve.models.catalogue import Catalogue
 from llm.serve.observe import log
 from llm.serve.retrieval import bm25, chunks, documents
 from llm.serve.retrieval.config import RetrievalConfig
@@ -48,10 +50,29 @@ class Retriever:
         settings = {name: getattr(config, name) for name in BUILT_BY} | {"model": model if self._embed else ""}
         self._identity = sha256_of(settings | {"tokenizer": hashlib.sha256(tokenizer.vocabulary.content).hexdigest()})
         self._index = load(Path(config.index), self._identity) if config.index else Index()
-        self._closed = threading.Event()
+        self._closed, self._leases = threading.Event(), ExitStack()
         self.refresh()
         self._watcher = threading.Thread(target=self._watch, name="retrieval", daemon=True)
         self._watcher.start()
+
+    @classmethod
+    def of(cls, config: RetrievalConfig, catalogue: Catalogue) -> Retriever | None:
+        """The retriever of the settings' documents; None without any.
+
+        One that embeds goes on with the version of the model that it began with, which stays loaded.
+
+        Raises: UnknownModel if no such model is served, and what the constructor raises.
+        """
+        if config.documents is None:
+            return None
+        with ExitStack() as leases:
+            served = leases.enter_context(catalogue.lease(config.model or catalogue.entries()[0][0], key="retrieval"))
+            engine = served.engine
+            if config.kind == "bm25":
+                return cls(config, engine.tokenizer)
+            retriever = cls(config, engine.tokenizer, embed=engine.embed, model=content_digest(describe(engine.facts.path)))
+            retriever._leases = leases.pop_all()
+            return retriever
 
     @property
     def passages(self) -> tuple[Passage, ...]:
@@ -87,6 +108,7 @@ class Retriever:
         """Stop looking for changes."""
         self._closed.set()
         self._watcher.join()
+        self._leases.close()
 
     def _watch(self) -> None:
         while not self._closed.wait(self.config.refresh_seconds):

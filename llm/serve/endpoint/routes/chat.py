@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,6 +18,7 @@ from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.stream import EventStream
 from llm.serve.endpoint.visit import Visit, visit_of
 from llm.serve.endpoint.wire import StrictRoute, TimeoutSeconds
+from llm.serve.retrieval.chat import with_passages
 
 
 def chat(service: Service) -> APIRouter:
@@ -36,8 +38,12 @@ def chat(service: Service) -> APIRouter:
 
 def _start(service: Service, visit: Visit, body: ChatRequest, timeout_seconds: float | None) -> Batch:
     served = service.lease(body.model, visit)
-    prompt = chat_ids(served.engine, [message.plain() for message in body.messages])
-    return start(service, served, visit, body, [prompt], max_tokens=body.wanted_tokens, timeout_seconds=timeout_seconds)
+    messages = [message.plain() for message in body.messages]
+    visit.record.kind, visit.record.messages = "chat", tuple(messages)
+    messages, citations = with_passages(service.retriever, served.engine, body, messages)
+    prompt = chat_ids(served.engine, messages)
+    batch = start(service, served, visit, body, [prompt], max_tokens=body.wanted_tokens, timeout_seconds=timeout_seconds)
+    return replace(batch, citations=citations)
 
 
 async def _whole(batch: Batch, body: ChatRequest) -> dict[str, Any]:
@@ -45,13 +51,17 @@ async def _whole(batch: Batch, body: ChatRequest) -> dict[str, Any]:
     for index, text in enumerate(await gathered(batch.generations)):
         logprobs = chat_logprobs(batch.engine, text.tokens) if body.logprobs else None
         choices.append(reply.choice(index, text.text, text.finish_reason, logprobs))
-    return reply.whole(choices, usage_of(batch))
+    return reply.whole(choices, usage_of(batch)) | _cited(batch)
+
+
+def _cited(batch: Batch) -> dict[str, Any]:
+    return {} if batch.citations is None else {"citations": batch.citations}
 
 
 async def _events(batch: Batch, body: ChatRequest) -> AsyncIterator[str]:
     reply = Reply.to(batch, chat=True)
     for index in range(len(batch.generations)):
-        yield reply.part([reply.opening(index)])
+        yield reply.part([reply.opening(index)], more=_cited(batch) if index == 0 else {})
     async for index, chunk in interleaved(batch.generations):
         check_end(chunk.finish_reason)
         if chunk.text or chunk.finish_reason or body.logprobs:

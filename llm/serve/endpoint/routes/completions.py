@@ -17,6 +17,7 @@ from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.stream import EventStream
 from llm.serve.endpoint.visit import Visit, visit_of
 from llm.serve.endpoint.wire import StrictRoute, TimeoutSeconds
+from llm.serve.engine.engine import Engine
 from llm.serve.engine.generation import Scored
 
 DEFAULT_TOKENS = 16
@@ -41,8 +42,15 @@ def completions(service: Service) -> APIRouter:
 def _start(service: Service, visit: Visit, body: CompletionRequest, timeout_seconds: float | None) -> Batch:
     served = service.lease(body.model, visit)
     prompts = [prompt_ids(served.engine, prompt) for prompt in body.prompt]
+    visit.record.kind = "completion"
+    if service.observer.samples:
+        visit.record.messages = ({"role": "user", "content": _text(served.engine, body.prompt[0])},)
     max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     return start(service, served, visit, body, prompts, max_tokens=max_tokens, timeout_seconds=timeout_seconds)
+
+
+def _text(engine: Engine, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else engine.text(prompt)
 
 
 async def _read(batch: Batch, body: CompletionRequest) -> list[Written]:
