@@ -3,10 +3,9 @@
 /** An answer that didn't come, in words for whoever reads the page. */
 export class Failure extends Error {}
 
-/** Ids of the models that are served. */
+/** The models that are served. */
 export async function models(key) {
-  const { data } = await (await call("v1/models", { key })).json();
-  return data.map((model) => model.id);
+  return (await (await call("v1/models", { key })).json()).data;
 }
 
 /** Whether the server collects feedback; without a document nobody knows, and the buttons stay away. */
@@ -69,14 +68,15 @@ async function call(path, { key, body, signal }) {
 
 async function refusal(response, key) {
   const { error } = await response.json().catch(() => ({}));
+  const said = error?.message;
   const seconds = response.headers.get("Retry-After");
   switch (response.status) {
     case 401:
       return key ? "The server doesn't accept this key." : "This server wants a key: enter it under Settings.";
     case 429:
     case 503:
-      return `The server is busy. Try again${seconds ? ` in ${seconds} s` : ""}.`;
+      return `The server can't answer now${said ? `: ${said}` : ""}.${seconds ? ` Wait ${seconds} s.` : ""}`;
     default:
-      return error?.message ? `The server refused: ${error.message}` : `The server failed (${response.status}).`;
+      return said ? `The server refused: ${said}` : `The server failed (${response.status}).`;
   }
 }

@@ -5,6 +5,7 @@ import { Failure, models, parts, sendFeedback, takesFeedback } from "./api.js";
 const byId = (id) => document.getElementById(id);
 const [settings, composer, prompt] = ["settings", "composer", "prompt"].map(byId);
 const lanes = [];
+let served = [];
 let feedback = false;
 
 /** A lane: `exchanges` are what was said in it, `running` ends the answer that is being written. */
@@ -12,7 +13,8 @@ function addLane() {
   const element = byId("lane").content.cloneNode(true).firstElementChild;
   const lane = { element, select: element.querySelector("select"), log: element.querySelector(".log"), exchanges: [], running: null };
   lane.log.ariaLabel = `Answers ${lanes.length + 1}`;
-  lane.log.dataset.blank = lanes.length ? "The same prompt, answered by another model." : "Ask something: the answer appears here, word by word.";
+  lane.log.dataset.blank = lanes.length ? "The same prompt, answered by another model." : "Nothing said yet. Answers appear here as they are written.";
+  lane.select.onchange = () => showContext(lane);
   lanes.push(lane);
   byId("lanes").append(element);
 }
@@ -115,7 +117,7 @@ function finish(exchange, { problem, ...outcome }) {
 function figures({ began, first, ended, usage, reason }) {
   const notes = { stopped: "stopped", length: "cut at max tokens", deadline: "out of time" };
   const tokens = usage?.completion_tokens;
-  const rate = tokens > 1 && first ? `${((1000 * (tokens - 1)) / Math.max(ended - first, 1)).toFixed(0)} tokens/s` : "";
+  const rate = tokens > 1 && first ? `${((1000 * (tokens - 1)) / Math.max(ended - first, 1)).toFixed(0)}/s` : "";
   const wait = first ? `first after ${(first - began).toFixed(0)} ms` : "";
   return [tokens && `${tokens} tokens`, rate, wait, notes[reason]].filter(Boolean).join(" · ");
 }
@@ -142,7 +144,7 @@ async function copy(exchange) {
 
 async function rate(lane, exchange, name) {
   try {
-    await sendFeedback({ id: exchange.id, rating: name }, key());
+    await sendFeedback({ id: exchange.id, rating: name === "good" ? "up" : "down" }, key());
     for (const other of ["good", "bad"]) exchange.part(`.${other}`).ariaPressed = String(other === name);
     say("Thank you");
   } catch (error) {
@@ -195,17 +197,23 @@ function refresh() {
 
 async function load() {
   try {
-    const ids = await models(key());
-    notice(ids.length ? "" : "No model is served yet.");
-    lanes.forEach((lane, place) => choose(lane.select, ids, lane.select.value || ids[Math.min(place, ids.length - 1)]));
+    served = await models(key());
+    notice(served.length ? "" : "No model is served yet.");
+    lanes.forEach((lane, place) => offer(lane, lane.select.value || served[Math.min(place, served.length - 1)]?.id));
     feedback = await takesFeedback(key());
   } catch (error) {
     notice(failed(error).problem);
   }
 }
 
-function choose(select, ids, chosen) {
-  select.replaceChildren(...ids.map((id) => new Option(id, id, false, id === chosen)));
+function offer(lane, chosen) {
+  lane.select.replaceChildren(...served.map(({ id }) => new Option(id, id, false, id === chosen)));
+  showContext(lane);
+}
+
+function showContext(lane) {
+  const tokens = served.find(({ id }) => id === lane.select.value)?.max_model_len;
+  lane.element.querySelector(".context").textContent = tokens ? `context ${tokens.toLocaleString("en")} tokens` : "";
 }
 
 function showMode() {
@@ -238,7 +246,9 @@ function bind() {
     event.preventDefault();
     send();
   };
-  document.onkeydown = (event) => event.key === "Escape" && halt();
+  document.onkeydown = (event) => {
+    if (event.key === "Escape") halt();
+  };
   byId("halt").onclick = halt;
   byId("clear").onclick = clear;
   byId("compare").onchange = () => (lanes[1].element.hidden = !byId("compare").checked);
