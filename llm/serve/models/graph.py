@@ -56,7 +56,7 @@ def check_graph(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise ArtifactError("graph is not valid ONNX", value=f"{path} ({_shown(error)})", remedy=REMEDY) from error
+        raise ArtifactError("graph is not valid ONNX", value=f"{path} ({shown(error)})", remedy=REMEDY) from error
 
 
 def read_plain(path: Path, most_bytes: int) -> bytes:
@@ -65,16 +65,20 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
     Raises: ArtifactError if it is, or is larger than may be.
     """
     try:
+        _check_plain(path, path.lstat(), most_bytes)
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not _is_plain(status):
-                raise ArtifactError("not a plain file of this folder", value=path, remedy="copy the file's content instead of a link")
-            if status.st_size > most_bytes:
-                raise ArtifactError("file is too large", value=f"{path}, {status.st_size} bytes", remedy=REMEDY)
+            _check_plain(path, os.fstat(descriptor), most_bytes)  # it may have been replaced meanwhile
             return file.read(most_bytes)
     except OSError as error:
         raise ArtifactError("file can't be read", value=f"{path} ({error.strerror})", remedy=REMEDY) from error
+
+
+def _check_plain(path: Path, status: os.stat_result, most_bytes: int) -> None:
+    if not _is_plain(status):
+        raise ArtifactError("not a plain file of this folder", value=path, remedy="copy the file's content instead of a link")
+    if status.st_size > most_bytes:
+        raise ArtifactError("file is too large", value=f"{path}, {status.st_size} bytes", remedy=REMEDY)
 
 
 def _is_plain(status: os.stat_result) -> bool:
@@ -105,7 +109,7 @@ def _messages(message: Any) -> Iterator[Message]:
 def _check_operator(node: onnx.NodeProto) -> None:
     known = node.op_type in MICROSOFT if node.domain == "com.microsoft" else node.domain in STANDARD
     if not known or node.op_type in ENDLESS:
-        value = f"{_shown(node.op_type)} of {_shown(node.domain) or 'ai.onnx'}"
+        value = f"{shown(node.op_type)} of {shown(node.domain) or 'ai.onnx'}"
         raise ArtifactError("graph has an operator that is not served", value=value, remedy=REMEDY)
 
 
@@ -114,7 +118,7 @@ def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
     stored = _external_bytes(tensor, folder) if tensor.data_location == tensor.EXTERNAL or tensor.external_data else _inline_items(tensor)
     elements = prod(tensor.dims)
     if len(tensor.dims) > AXES or any(size < 0 for size in tensor.dims) or elements > ELEMENTS_PER_BYTE * stored:
-        value = f"{_shown(tensor.name)} claims {_shown(list(tensor.dims))} and has {stored} bytes"
+        value = f"{shown(tensor.name)} claims {shown(list(tensor.dims))} and has {stored} bytes"
         raise ArtifactError("tensor's shape is false", value=value, remedy=REMEDY)
 
 
@@ -131,19 +135,19 @@ def _external_bytes(tensor: onnx.TensorProto, folder: Path) -> int:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     path = folder / Path(entries.get("location", "")).name
     if entries.get("location") != path.name or path.is_symlink():
-        raise ArtifactError("graph reads weights from outside its folder", value=_shown(entries.get("location")), remedy=REMEDY)
+        raise ArtifactError("graph reads weights from outside its folder", value=shown(entries.get("location")), remedy=REMEDY)
     try:
         status = path.lstat()
         offset = int(entries.get("offset", 0))
         length = int(entries.get("length", status.st_size - offset))
     except (OSError, ValueError) as error:
-        raise ArtifactError("graph's weights are missing", value=_shown(path), remedy=REMEDY) from error
+        raise ArtifactError("graph's weights are missing", value=shown(path), remedy=REMEDY) from error
     if not _is_plain(status) or len(entries) != len(tensor.external_data) or min(offset, length) < 0 or offset + length > status.st_size:
-        raise ArtifactError("graph's weights are not a part of a plain file", value=_shown(path), remedy=REMEDY)
+        raise ArtifactError("graph's weights are not a part of a plain file", value=shown(path), remedy=REMEDY)
     return length
 
 
-def _shown(value: object, most: int = 200) -> str:
+def shown(value: object, most: int = 200) -> str:
     """A stranger's words, short and on one line."""
     text = str(value)
     return "".join(letter if letter.isprintable() else "�" for letter in text[:most]) + ("…" if len(text) > most else "")

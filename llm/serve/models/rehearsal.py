@@ -23,7 +23,7 @@ from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 from llm.serve.engine.sampling import Sampling
 from llm.serve.models.config import LoadConfig
-from llm.serve.models.graph import REMEDY
+from llm.serve.models.graph import REMEDY, shown
 
 ROOT = Path(__file__).parents[3]
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -41,15 +41,17 @@ def rehearse(folder: Path, engine: EngineConfig, limits: LoadConfig) -> None:
     command = [sys.executable, "-P", "-m", __name__, str(folder.resolve()), engine.model_dump_json(), limits.model_dump_json()]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"PATH": os.defpath, "PYTHONPATH": paths} | QUIET
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
         try:
-            output, _ = child.communicate(timeout=limits.seconds * PATIENCE)
+            output, errors = child.communicate(timeout=limits.seconds * PATIENCE)
         except subprocess.TimeoutExpired:
             child.kill()
             raise ArtifactError("model takes too long to load", value=folder, remedy=REMEDY) from None
     answer = _answer(output[:ANSWER_BYTES])
     if answer is None:
-        raise ArtifactError("loading the model ended the process that tried", value=f"{folder} ({_end(child.returncode)})", remedy=REMEDY)
+        raise ArtifactError(
+            "loading the model ended the process that tried", value=f"{folder} ({_end(child.returncode, errors)})", remedy=REMEDY
+        )
     if "fact" in answer:
         raise ArtifactError(answer["fact"], value=answer["value"], remedy=answer["remedy"])
     if answer["lacking"]:
@@ -66,8 +68,10 @@ def _answer(output: bytes) -> dict[str, Any] | None:
     return answer
 
 
-def _end(status: int) -> str:
-    return signal.Signals(-status).name if status < 0 else f"status {status}"
+def _end(status: int, errors: bytes) -> str:
+    """The signal that ended it, or the last that it said."""
+    said = errors.decode("utf-8", "replace").strip().splitlines()
+    return signal.Signals(-status).name if status < 0 else shown(said[-1] if said else f"status {status}")
 
 
 def _perform(folder: Path, config: EngineConfig, limits: LoadConfig) -> dict[str, Any]:
