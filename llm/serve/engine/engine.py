@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from llm.data.tokenizer import Tokenizer
-from llm.errors import CapacityError
+from llm.errors import DataError
+from llm.serve.engine.batch import Batch
 from llm.serve.engine.config import EngineConfig
-from llm.serve.engine.generation import Chunk, Event, Finished, Generation, Scored
-from llm.serve.engine.sampling import Guide, Sampling, sample
-from llm.serve.engine.session import Cache, Session
-from llm.serve.engine.text import TextStream, piece_bytes
+from llm.serve.engine.generation import Chunk, Event, Generation, Scored
+from llm.serve.engine.guide import Guides
+from llm.serve.engine.loop import Loop, scored
+from llm.serve.engine.prefixes import Prefixes
+from llm.serve.engine.sampling import Guide, Sampling, log_softmax
+from llm.serve.engine.session import graph_file
+from llm.serve.engine.slots import Slots
+from llm.serve.engine.text import piece_bytes
 from llm.serve.models.folder import open_folder
 
 __all__ = ["Chunk", "Engine", "EngineConfig", "Event", "Generation", "Guide", "Load", "Sampling", "Scored"]
-
 DEFAULTS = EngineConfig()
+REMEDY = "send ids of this model, and less than its context"
 
 
 @dataclass(frozen=True)
@@ -35,33 +40,32 @@ class Load:
     kv_total_tokens: int
 
 
-@dataclass
-class Row:
-    """A generation that runs, with its own cache."""
-
-    generation: Generation
-    fresh: list[int]
-    cache: Cache
-    rng: np.random.Generator
-    stream: TextStream
-
-
 class Engine:
     """One model, shared by all requests and threads."""
 
     def __init__(self, folder: Path, *, model_id: str, config: EngineConfig = DEFAULTS) -> None:
+        """Open the model and start its thread.
+
+        Raises: ArtifactError if the folder can't be served.
+        """
         self.model_id, self.config = model_id, config
-        self.facts = open_folder(folder)
+        facts = open_folder(folder)
+        self.facts = replace(facts, context_tokens=min(facts.context_tokens, config.kv_tokens or facts.context_tokens))
         self.tokenizer = Tokenizer.load(self.facts.path)
         self.pieces = piece_bytes(self.tokenizer)
         self.watch: Callable[[Event], None] | None = None
-        self._session = Session(self.facts, threads=config.threads)
-        self._waiting: deque[Generation] = deque()
-        self._rows: list[Row] = []
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._loop, name=f"engine {model_id}", daemon=True)
-        self._thread.start()
+        self._guides = Guides(self.tokenizer, self.pieces)
+        sizes = {"slots": config.slots + 1, "capacity": self.facts.context_tokens}
+        self._slots = Slots(self.facts, file=graph_file(config.variant), threads=config.threads, **sizes)
+        self._spare, self._reading = config.slots, threading.Lock()  # the last slot is for texts that are only read, one at a time
+        self._loop = Loop(
+            Batch(self._slots, Prefixes(config.prefix_tokens), most_rows=config.slots),
+            self.pieces,
+            kv_tokens=config.kv_tokens or config.slots * self.facts.context_tokens,
+            queue_requests=config.queue_requests,
+            prefill_tokens=config.prefill_tokens,
+            tell=self._tell,
+        )
 
     def text(self, ids: list[int]) -> str:
         """What these ids say; ids that are no text say nothing."""
@@ -78,84 +82,65 @@ class Engine:
     def submit(
         self, prompt: list[int], sampling: Sampling, *, top: int | None = None, deadline_seconds: float | None = None, client: str = ""
     ) -> Generation:
-        """Queue a generation and return at once. Any id that is no text (end of document, a new turn) ends it.
+        """Queue a generation and return at once; any id that is no text (end of document, a new turn) ends it.
 
-        Raises: CapacityError if the queue is full or the engine is closed.
+        `top` asks for log-probabilities, and for that many alternatives.
+        Raises: DataError if the prompt can't be continued so far; RecipeError if the guide can't be followed;
+        CapacityError if the queue is full or the engine is closed.
         """
-        generation = Generation(prompt, sampling, top=top, deadline_seconds=deadline_seconds, client=client)
-        with self._changed:
-            if self._closed or len(self._waiting) >= self.config.queue_requests:
-                raise CapacityError("queue is full", value=f"{len(self._waiting)} requests wait", remedy="try again later")
-            self._waiting.append(generation)
-            self._changed.notify()
+        self._check(prompt, extra_tokens=sampling.max_tokens, biased=list(sampling.logit_bias))
+        matcher = self._guides.matcher(sampling.guide) if sampling.guide else None
+        generation = Generation(prompt, sampling, top=top, deadline_seconds=deadline_seconds, client=client, matcher=matcher)
+        if sampling.max_tokens:
+            self._loop.put(generation)
+        else:
+            generation.put(Chunk("", finish_reason="length"))
         return generation
 
     def score(self, prompt: list[int], *, top: int) -> list[Scored]:
         """How likely each token of the prompt was after those before it."""
-        logits, _ = self._session.run(np.array([prompt]), self._session.empty_cache())
-        return [Scored(prompt[0], None, {}), *(score(row, id, top) for row, id in zip(logits[0], prompt[1:], strict=False))]
+        self._check(prompt)
+        answer = [Scored(prompt[0])]
+        with self._reading:
+            for start, chunk in self._chunks(prompt):
+                logits_TV = self._loop.call(partial(self._slots.read, self._spare, chunk, start, rows=np.arange(len(chunk))))
+                following = prompt[start + 1 : start + 1 + len(chunk)]
+                answer += [scored(id, log_softmax(logits_V), top) for logits_V, id in zip(logits_TV, following, strict=False)]
+        return answer
+
+    def embed(self, texts: list[list[int]]) -> np.ndarray:
+        """One unit vector per text, [texts, width] in float32: the mean of what the head would read at each token."""
+        return np.stack([self._embedding(text) for text in texts])
+
+    def _embedding(self, text: list[int]) -> np.ndarray:
+        self._check(text)
+        with self._reading:
+            states = [self._loop.call(partial(self._slots.hidden, self._spare, chunk, start)) for start, chunk in self._chunks(text)]
+        mean = np.concatenate(states).mean(axis=0)
+        return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+    def _chunks(self, tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
+        """Pieces between which generations go on."""
+        size = self.config.prefill_tokens
+        yield from ((start, tokens[start : start + size]) for start in range(0, len(tokens), size))
 
     def load(self) -> Load:
         """How busy the engine is now."""
-        used, total = sum(row.generation.prompt_tokens for row in self._rows), self.config.slots * self.facts.context_tokens
-        return Load(len(self._rows), len(self._waiting), self.config.slots, used, total)
+        running, waiting, reserved = self._loop.counts()
+        return Load(running, waiting, self.config.slots, reserved, self._loop.kv_tokens)
 
     def close(self) -> None:
-        """End every generation and the thread."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
+        """Cancel every generation and end the thread; harmless when it is done."""
+        self._loop.close()
 
-    def _loop(self) -> None:
-        while not self._closed:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting or self._rows)
-                while self._waiting and len(self._rows) < self.config.slots:
-                    self._rows.append(self._start(self._waiting.popleft()))
-            self._rows = [row for row in self._rows if self._advance(row)]
-        for row in self._rows:
-            row.generation.put(Chunk("", finish_reason="cancelled"))
+    def _check(self, prompt: list[int], *, extra_tokens: int = 0, biased: list[int] | None = None) -> None:
+        vocabulary, context = self.facts.vocab_size, self.facts.context_tokens
+        if not prompt or not all(0 <= id < vocabulary for id in (*prompt, *(biased or []))):
+            raise DataError("ids aren't this model's", value=f"not all from 0 to {vocabulary - 1}, or none", remedy=REMEDY)
+        if len(prompt) + extra_tokens > context:
+            value = f"{len(prompt)} tokens and {extra_tokens} to come, of {context}"
+            raise DataError("prompt and answer are longer than the context", value=value, remedy=REMEDY)
 
-    def _start(self, generation: Generation) -> Row:
-        sampling = generation.sampling
-        generation.queue_seconds = 0.0
-        return Row(
-            generation, generation.prompt, self._session.empty_cache(), np.random.default_rng(sampling.seed), TextStream(sampling.stop)
-        )
-
-    def _advance(self, row: Row) -> bool:
-        """One token; whether the generation goes on."""
-        generation = row.generation
-        try:
-            chunk = self._next(row)
-        except Exception as error:  # noqa: BLE001 - one failed request must not end the loop
-            generation.fail(error)
-            return False
-        generation.put(chunk)
-        if chunk.finish_reason and self.watch:
-            self.watch(Finished(generation))
-        return chunk.finish_reason is None
-
-    def _next(self, row: Row) -> Chunk:
-        generation, sampling = row.generation, row.generation.sampling
-        if generation.cancelled:
-            return Chunk(row.stream.finish(), finish_reason="cancelled")
-        if generation.completion_tokens >= sampling.max_tokens:
-            return Chunk(row.stream.finish(), finish_reason="length")
-        logits, row.cache = self._session.run(np.array([row.fresh]), row.cache)
-        id = sample(logits[0, -1], sampling, row.rng)
-        piece = self.pieces[id]
-        if piece is None:
-            return Chunk(row.stream.finish(), finish_reason="stop")
-        row.fresh = [id]
-        token = Scored(id) if generation.top is None else score(logits[0, -1], id, generation.top)
-        return Chunk(row.stream.push(piece), (token,), "stop" if row.stream.stopped else None)
-
-
-def score(logits_V: np.ndarray, id: int, top: int) -> Scored:
-    """The token's log-probability in nats, at temperature 1, and the `top` likeliest."""
-    shifted = logits_V.astype(np.float64) - logits_V.max()
-    logprobs = shifted - np.log(np.exp(shifted).sum())
-    best = np.argsort(-logprobs, kind="stable")[:top]
-    return Scored(id, float(logprobs[id]), {int(other): float(logprobs[other]) for other in best})
+    def _tell(self, event: Event) -> None:
+        if self.watch:
+            self.watch(event)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llm.serve.engine.guide import Matcher
 from llm.serve.engine.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
@@ -60,9 +61,16 @@ class Generation:
     """
 
     def __init__(
-        self, prompt: list[int], sampling: Sampling, *, top: int | None = None, deadline_seconds: float | None = None, client: str = ""
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        top: int | None = None,
+        deadline_seconds: float | None = None,
+        client: str = "",
+        matcher: Matcher | None = None,
     ) -> None:
-        self.prompt, self.sampling, self.top, self.client = prompt, sampling, top, client
+        self.prompt, self.sampling, self.top, self.client, self.matcher = prompt, sampling, top, client, matcher
         self.began = time.monotonic()
         self.deadline = None if deadline_seconds is None else self.began + deadline_seconds
         self.cached_tokens = self.completion_tokens = 0
@@ -80,6 +88,11 @@ class Generation:
     @property
     def prompt_tokens(self) -> int:
         return len(self.prompt)
+
+    @property
+    def need_tokens(self) -> int:
+        """What it may come to hold in memory."""
+        return len(self.prompt) + self.sampling.max_tokens
 
     def cancel(self) -> None:
         """Stop at the next token; harmless when it is over."""

@@ -1,16 +1,18 @@
-"""How tokens are chosen from logits."""
+"""How the next token is chosen from logits, for a batch of texts that each have their own settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+BLOCK = 256  # weights that are summed before one of them is looked for
+
 
 @dataclass(frozen=True)
 class Guide:
-    """A form that the text has to have; exactly one of the two is given."""
+    """A form that the text has to have: a JSON schema, or a regular expression that matches all of it."""
 
     json_schema: Mapping[str, object] | None = None
     regex: str | None = None
@@ -36,16 +38,76 @@ class Sampling:
     ignore_eos: bool = False
 
 
-def sample(logits_V: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """One id: the likeliest, or drawn from the top_k likeliest and of those from the fewest that hold top_p.
+def adjust(logits_V: np.ndarray, sampling: Sampling, *, tokens: np.ndarray, written: np.ndarray) -> None:
+    """Apply penalties and biases in place; `tokens` are the text with its prompt, `written` without.
 
-    Source: top-k, https://arxiv.org/abs/1805.04833; nucleus, https://arxiv.org/abs/1904.09751.
+    Source: repetition, https://arxiv.org/abs/1909.05858, section 4.1, with negative logits multiplied as transformers does;
+    frequency, presence and bias, https://platform.openai.com/docs/api-reference/completions/create.
     """
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    order = np.argsort(-logits_V, kind="stable")[: sampling.top_k or None]
-    scaled = logits_V[order].astype(np.float64)
-    weights = np.exp((scaled - scaled[0]) / sampling.temperature)
-    shares = weights / weights.sum()
-    shares = shares[shares.cumsum() - shares < sampling.top_p]
-    return int(order[rng.choice(len(shares), p=shares / shares.sum())])
+    if sampling.repetition_penalty != 1:
+        ids = np.unique(tokens)
+        values = logits_V[ids]
+        logits_V[ids] = np.where(values < 0, values * sampling.repetition_penalty, values / sampling.repetition_penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        ids, counts = np.unique(written, return_counts=True)
+        logits_V[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    for id, bias in sampling.logit_bias.items():
+        logits_V[id] += bias
+
+
+def choose(logits_BV: np.ndarray, settings: Sequence[Sampling], uniforms_B: np.ndarray) -> np.ndarray:
+    """One id per row: the likeliest, or drawn with that row's number from [0, 1), so that rows don't depend on each other."""
+    ids_B = logits_BV.argmax(axis=1)
+    drawn = [row for row, sampling in enumerate(settings) if sampling.temperature > 0]
+    if drawn:
+        ids_B[drawn] = draw(weights(logits_BV[drawn], [settings[row] for row in drawn]), uniforms_B[drawn])
+    return ids_B
+
+
+def weights(logits_BV: np.ndarray, settings: Sequence[Sampling]) -> np.ndarray:
+    """What each token's chance is proportional to: at the row's temperature, the likeliest is 1, and what is cut off is 0.
+
+    Source: top-k, https://arxiv.org/abs/1805.04833; nucleus, https://arxiv.org/abs/1904.09751; min-p,
+    https://arxiv.org/abs/2407.01082; in this order, as transformers applies them.
+    """
+    temperature_B1 = np.array([[sampling.temperature] for sampling in settings], np.float32)
+    weights_BV = (logits_BV - logits_BV.max(axis=1, keepdims=True)) / temperature_B1
+    np.exp(weights_BV, out=weights_BV)
+    for weights_V, sampling in zip(weights_BV, settings, strict=True):
+        weights_V[weights_V < _least(weights_V, sampling)] = 0
+    return weights_BV
+
+
+def _least(weights_V: np.ndarray, sampling: Sampling) -> float:
+    """The smallest weight that isn't cut off; equals of it stay too."""
+    least = 0.0
+    if 0 < sampling.top_k < len(weights_V):
+        least = float(np.partition(weights_V, -sampling.top_k)[-sampling.top_k])
+    if sampling.top_p < 1:
+        falling = np.sort(weights_V[weights_V >= least])[::-1].astype(np.float64)
+        before = falling.cumsum() - falling
+        least = float(falling[before < sampling.top_p * falling.sum()][-1])
+    return max(least, sampling.min_p)
+
+
+def draw(weights_BV: np.ndarray, uniforms_B: np.ndarray) -> np.ndarray:
+    """One id per row, each with its share of the row's weight: where the running sum passes that share of the total.
+
+    Sums run over blocks first: a running sum over a whole vocabulary would cost as much as all else here.
+    """
+    starts = np.arange(0, weights_BV.shape[1], BLOCK)
+    ends_BN = np.add.reduceat(weights_BV, starts, axis=1, dtype=np.float64).cumsum(axis=1)
+    ids = []
+    for weights_V, ends_N, uniform in zip(weights_BV, ends_BN, uniforms_B, strict=True):
+        passed = uniform * ends_N[-1]
+        block = int(np.searchsorted(ends_N, passed, side="right"))
+        inside = weights_V[starts[block] : starts[block] + BLOCK]
+        place = np.searchsorted(inside.cumsum(dtype=np.float64), passed - (ends_N[block - 1] if block else 0), side="right")
+        ids.append(starts[block] + min(place, np.flatnonzero(inside)[-1]))
+    return np.array(ids)
+
+
+def log_softmax(logits_V: np.ndarray) -> np.ndarray:
+    """Log-probabilities in nats, at temperature 1."""
+    shifted = logits_V.astype(np.float64) - logits_V.max()
+    return shifted - np.log(np.exp(shifted).sum())

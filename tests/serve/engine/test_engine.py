@@ -1,4 +1,4 @@
-"""Sampling against its definition, and folders that must not be served."""
+"""One model from its folder: what is served, and folders that must not be."""
 
 from __future__ import annotations
 
@@ -6,43 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
 from llm.errors import ArtifactError
-from llm.serve.engine.engine import Engine, score
-from llm.serve.engine.sampling import Sampling, sample
-
-LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
-
-
-def shares(sampling: Sampling) -> list[float]:
-    rng = np.random.default_rng(0)
-    drawn = [sample(LOGITS, sampling, rng) for _ in range(4000)]
-    return [drawn.count(id) / len(drawn) for id in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("sampling", "expected"),
-    [
-        (Sampling(1), [0.1, 0.4, 0.2, 0.3]),
-        (Sampling(1, temperature=0), [0, 1, 0, 0]),
-        (Sampling(1, temperature=1e-6), [0, 1, 0, 0]),
-        (Sampling(1, temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
-        (Sampling(1, top_k=2), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(1, top_p=0.41), [0, 4 / 7, 0, 3 / 7]),
-        (Sampling(1, top_p=1e-9), [0, 1, 0, 0]),
-    ],
-)
-def test_tokens_are_drawn_with_their_shares(sampling: Sampling, expected: list[float]) -> None:
-    assert shares(sampling) == pytest.approx(expected, abs=0.03)
-
-
-def test_scores_are_log_probabilities() -> None:
-    scored = score(LOGITS + 5, 2, top=2)
-    assert scored.logprob == pytest.approx(np.log(0.2), abs=1e-6)
-    assert scored.top == pytest.approx({1: np.log(0.4), 3: np.log(0.3)}, abs=1e-6)
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.sampling import Sampling
 
 
 def test_both_the_artifact_and_its_onnx_folder_open(folder: Path, engine: Engine) -> None:

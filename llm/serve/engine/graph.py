@@ -1,0 +1,180 @@
+"""The exported graph rewritten for serving: the same weights, and a cache that stays where it is.
+
+The exported graph returns past and new keys joined, which copies the whole cache at every step. Here the attention of each
+layer becomes onnxruntime's GroupQueryAttention: it writes new keys and values into a buffer that is past and present at
+once, and every row of a batch has a length of its own without padding. The head reads only positions that are asked for.
+
+    input_ids, position_ids [batch, sequence], past_key_values.{i}.key|value [batch, kv_heads, capacity, head_dim],
+    seqlens_k [batch] (a row's length with its new tokens, less one), total_sequence_length (of the longest row),
+    logit_rows [n] (places in batch · sequence)
+    → logits [n, vocabulary], hidden [batch, sequence, width], present.{i}.key|value (the past's buffers)
+
+Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from llm.errors import ArtifactError
+
+INT32, INT64 = TensorProto.INT32, TensorProto.INT64
+MICROSOFT = "com.microsoft"
+MATRIX_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
+HIDDEN = "hidden"
+REMEDY = "export the model again"
+SWAPPED = [0, 2, 1, 3]  # [batch, heads, sequence, head_dim] ↔ [batch, sequence, heads, head_dim]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's attention in the exported graph, and its sizes."""
+
+    name: str
+    attention: NodeProto
+    joined: tuple[NodeProto, NodeProto]  # past and new keys, past and new values
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+def for_serving(model: ModelProto) -> ModelProto:
+    """The rewritten model; `model` itself is used up.
+
+    Raises: ArtifactError if the graph isn't as export writes it.
+    """
+    graph = model.graph
+    layers = list(_layers(graph))
+    attention = {layer.attention.output[0]: layer for layer in layers}
+    joins = {node.output[0] for layer in layers for node in layer.joined}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.output[0] in attention:
+            nodes += _grouped_attention(attention[node.output[0]])
+        elif node.output[0] not in joins:
+            nodes.append(node)
+    _count_rows_of_ids(nodes)
+    _declare(graph, _read_some_rows(nodes))
+    kept = _reachable(nodes, ["logits", HIDDEN, *joins])
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(kept)
+    if all(opset.domain != MICROSOFT for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return model
+
+
+def _layers(graph: GraphProto) -> Iterator[Layer]:
+    """Every layer's attention, found by the names of its cache."""
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = {name: node for node in graph.node if node.op_type == "Attention" for name in node.input}
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.input)}
+    for past in [value.name for value in graph.input if value.name.startswith("past_key_values.") and value.name.endswith(".key")]:
+        name = past.removeprefix("past_key_values.").removesuffix(".key")
+        keys, values, attention = (
+            each.get(f"present.{name}.{kind}") for each, kind in ((makers, "key"), (makers, "value"), (readers, "key"))
+        )
+        if not keys or not values or not attention or {keys.op_type, values.op_type} != {"Concat"}:
+            raise ArtifactError("graph's attention can't be served", value=f"layer {name}", remedy=REMEDY)
+        _, num_heads, _, head_dim = shapes.get(attention.input[0], [0, 0, 0, 0])
+        if not num_heads or head_dim % 8:
+            raise ArtifactError(
+                "graph's heads can't be served", value=f"{num_heads} of {head_dim}", remedy="make their width a multiple of 8"
+            )
+        yield Layer(name, attention, (keys, values), num_heads, shapes[past][1], head_dim)
+
+
+def _grouped_attention(layer: Layer) -> Iterator[NodeProto]:
+    """The layer's attention over the shared buffers, from and to [batch, heads, sequence, head_dim]."""
+    new = {"query": layer.attention.input[0], "key": layer.joined[0].input[1], "value": layer.joined[1].input[1]}
+    for part, source in new.items():
+        heads = layer.num_heads if part == "query" else layer.num_kv_heads
+        swapped, flat, shape = (f"serving.{layer.name}.{part}{step}" for step in (".swapped", "", ".shape"))
+        yield helper.make_node("Transpose", [source], [swapped], perm=SWAPPED)
+        yield _constant(shape, [0, 0, heads * layer.head_dim])
+        yield helper.make_node("Reshape", [swapped, shape], [flat])
+    cache = [f"past_key_values.{layer.name}.key", f"past_key_values.{layer.name}.value"]
+    answer, shape, apart = (f"serving.{layer.name}.{step}" for step in ("answer", "answer.shape", "answer.apart"))
+    yield helper.make_node(
+        "GroupQueryAttention",
+        [*(f"serving.{layer.name}.{part}" for part in new), *cache, "seqlens_k", "total_sequence_length"],
+        [answer, *(node.output[0] for node in layer.joined)],
+        domain=MICROSOFT,
+        num_heads=layer.num_heads,
+        kv_num_heads=layer.num_kv_heads,
+        **{item.name: item.f for item in layer.attention.attribute if item.name in ("scale", "softcap")},
+    )
+    yield _constant(shape, [0, 0, layer.num_heads, layer.head_dim])
+    yield helper.make_node("Reshape", [answer, shape], [apart])
+    yield helper.make_node("Transpose", [apart], [layer.attention.output[0]], perm=SWAPPED)
+
+
+def _count_rows_of_ids(nodes: list[NodeProto]) -> None:
+    """Where the exported graph counts its rows in the mask, which serving has none of, count them in the ids."""
+    for node in nodes:
+        if node.op_type == "Shape" and {item.name: item.i for item in node.attribute}.get("end") == 1:
+            node.input[0] = "input_ids"
+
+
+def _read_some_rows(nodes: list[NodeProto]) -> str:
+    """Let the head see only `logit_rows`: a prompt's other logits would cost more than its other layers together."""
+    makers = {name: node for node in nodes for name in node.output}
+    node = makers["logits"]
+    while node.op_type not in MATRIX_PRODUCTS:
+        node = makers[node.input[0]]
+    if node.op_type == "MatMulInteger":
+        node = makers[node.input[0]]  # quantises what it reads
+    place, hidden = next(place for place, each in enumerate(nodes) if each is node), node.input[0]
+    node.input[0] = "serving.rows"
+    nodes[place:place] = [
+        helper.make_node("Flatten", [hidden], ["serving.flat"], axis=2),
+        helper.make_node("Gather", ["serving.flat", "logit_rows"], ["serving.rows"], axis=0),
+    ]
+    if hidden != HIDDEN:
+        nodes.insert(place, helper.make_node("Identity", [hidden], [HIDDEN]))
+    return hidden
+
+
+def _reachable(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
+    """The nodes that the outputs depend on, in their order."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _declare(graph: GraphProto, hidden: str) -> None:
+    """State the inputs and outputs of the rewritten graph."""
+    known = {value.name: value for value in (*graph.value_info, *graph.output)}
+    past = [value for value in graph.input if value.name.startswith("past_key_values.")]
+    present = [value for value in graph.output if value.name.startswith("present.")]
+    for value in (*past, *present):
+        value.type.tensor_type.shape.dim[2].dim_param = "capacity"
+    ids = [value for value in graph.input if value.name in ("input_ids", "position_ids")]
+    numbers = [_value("seqlens_k", INT32, ["batch"]), _value("total_sequence_length", INT32, []), _value("logit_rows", INT64, ["rows"])]
+    logits, states = (known[name].type.tensor_type for name in ("logits", hidden))
+    answers = [
+        _value("logits", logits.elem_type, ["rows", logits.shape.dim[2].dim_value]),
+        _value(HIDDEN, states.elem_type, ["batch", "sequence", states.shape.dim[2].dim_value]),
+    ]
+    inputs, outputs = (list(map(_copy, values)) for values in (ids + past + numbers, answers + present))
+    del graph.input[:], graph.output[:]
+    graph.input.extend(inputs)
+    graph.output.extend(outputs)
+
+
+def _copy(value: ValueInfoProto) -> ValueInfoProto:
+    """One that outlives the graph that it was in."""
+    return ValueInfoProto.FromString(value.SerializeToString())
+
+
+def _value(name: str, kind: int, shape: list[str | int]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _constant(name: str, values: list[int]) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value_ints=values)

@@ -1,0 +1,212 @@
+"""The thread that runs the model: admits who waits, reads prompts, writes tokens, frees slots."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from llm.errors import ArtifactError, CapacityError
+from llm.serve.engine.batch import Batch, Row
+from llm.serve.engine.generation import Chunk, Event, Finished, FinishReason, Generation, Scored, Step
+from llm.serve.engine.queue import FairQueue
+from llm.serve.engine.sampling import adjust, choose, log_softmax
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """One thread, one batch. Everything but `put`, `call`, `counts` and `close` runs in the thread."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        pieces: list[bytes | None],
+        *,
+        kv_tokens: int,
+        queue_requests: int,
+        prefill_tokens: int,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.kv_tokens, self._queue_requests, self._prefill_tokens = kv_tokens, queue_requests, prefill_tokens
+        self._batch, self._pieces, self._tell = batch, pieces, tell
+        self._silent = np.array([piece is None for piece in pieces])
+        self._queue, self._calls = FairQueue(), deque[Callable[[], None]]()
+        self._changed, self._closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def put(self, generation: Generation) -> None:
+        """Queue a generation.
+
+        Raises: CapacityError if the queue is full or the loop is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise CapacityError("engine is closed", remedy="start it again")
+            if len(self._queue) >= self._queue_requests:
+                raise CapacityError("queue is full", value=f"{len(self._queue)} requests wait", remedy="try again later")
+            self._queue.put(generation)
+            self._changed.notify()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives, run between two steps."""
+        answer: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(function())
+            except Exception as error:  # noqa: BLE001 - the caller gets it
+                answer.set_exception(error)
+
+        with self._changed:
+            if self._closed:
+                raise CapacityError("engine is closed", remedy="start it again")
+            self._calls.append(run)
+            self._changed.notify()
+        return answer.result()
+
+    def counts(self) -> tuple[int, int, int]:
+        """Rows that run, generations that wait, tokens that are reserved."""
+        with self._changed:
+            return len(self._batch.rows), len(self._queue), self._batch.reserved_tokens
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._batch.rows or self._queue or self._calls)
+                if self._closed:
+                    break
+                calls, self._calls = self._calls, deque()
+                ended = self._admit()
+            for call in calls:
+                call()
+            for generation, reason in ended:
+                self._finish(generation, Chunk("", finish_reason=reason))
+            self._guarded_step()
+        self._end()
+
+    def _admit(self) -> list[tuple[Generation, FinishReason]]:
+        """Give slots to those whose turn it is, while there is room; those that ended while they waited."""
+        ended = [(generation, _over(generation)) for generation in self._queue.drop(lambda generation: _over(generation) is not None)]
+        while (first := self._queue.first()) and len(self._batch.rows) < self._batch.most_rows:
+            if self._batch.reserved_tokens + first.need_tokens > self.kv_tokens:
+                break
+            first.queue_seconds = time.monotonic() - first.began
+            self._batch.add(Row.of(self._queue.pop()))
+        return [(generation, reason) for generation, reason in ended if reason]
+
+    def _guarded_step(self) -> None:
+        """A step; if it fails, so do those that are in it, and the next requests meet an empty batch."""
+        try:
+            for row in [row for row in self._batch.rows if _over(row.generation)]:
+                self._end_row(row, row.stream.finish(), _over(row.generation))
+            self._write()
+            self._read()
+        except Exception as error:
+            log.exception("a step of the model failed")
+            for row in list(self._batch.rows):
+                row.generation.fail(error)
+                self._batch.remove(row, keep=False)
+
+    def _write(self) -> None:
+        rows = self._batch.rows[: self._batch.writing]
+        if rows:
+            began = time.perf_counter()
+            logits = self._batch.write()
+            self._advance(rows, logits)
+            self._tell(Step("decode", len(rows), len(rows), time.perf_counter() - began))
+
+    def _read(self) -> None:
+        if self._batch.writing < len(self._batch.rows):
+            began, before = time.perf_counter(), sum(row.read for row in self._batch.rows)
+            reading, through = len(self._batch.rows) - self._batch.writing, self._batch.read_some(self._prefill_tokens)
+            tokens = sum(row.read for row in self._batch.rows) - before
+            if through:
+                self._advance([row for row, _ in through], np.stack([logits for _, logits in through]))
+            self._tell(Step("prefill", reading, tokens, time.perf_counter() - began))
+
+    def _advance(self, rows: list[Row], logits_BV: np.ndarray) -> None:
+        """Choose each row's next token and hand it on."""
+        if not np.isfinite(logits_BV.max(axis=1)).all():
+            raise ArtifactError("model's logits aren't finite", remedy="serve another version")
+        asked = [row.generation.top is not None for row in rows]
+        logprobs = [log_softmax(logits_V) if wanted else None for logits_V, wanted in zip(logits_BV, asked, strict=True)]
+        for row, logits_V in zip(rows, logits_BV, strict=True):
+            self._restrict(row, logits_V)
+        uniforms = np.array([row.rng.random() for row in rows])
+        ids = choose(logits_BV, [row.generation.sampling for row in rows], uniforms)
+        for row, id, logprobs_V in zip(rows, ids.tolist(), logprobs, strict=True):
+            self._take(row, id, logprobs_V)
+
+    def _restrict(self, row: Row, logits_V: np.ndarray) -> None:
+        sampling = row.generation.sampling
+        adjust(logits_V, sampling, tokens=row.text, written=row.written)
+        if sampling.ignore_eos:
+            logits_V[self._silent] = -np.inf
+        if row.generation.matcher:
+            logits_V[~row.generation.matcher.allowed()] = -np.inf
+
+    def _take(self, row: Row, id: int, logprobs_V: np.ndarray | None) -> None:
+        """Append a token to its text; any id that is no text ends it."""
+        piece, matcher = self._pieces[id], row.generation.matcher
+        if piece is None:
+            self._end_row(row, row.stream.finish(), "stop")
+            return
+        row.append(id)
+        text, token = row.stream.push(piece), scored(id, logprobs_V, row.generation.top)
+        if matcher:
+            matcher.take(id)
+        if row.stream.stopped:
+            self._end_row(row, text, "stop", token)
+        elif matcher and matcher.over:
+            self._end_row(row, text + row.stream.finish(), "stop", token)
+        elif row.count == len(row.tokens):
+            self._end_row(row, text + row.stream.finish(), "length", token)
+        else:
+            row.generation.put(Chunk(text, (token,)))
+
+    def _end_row(self, row: Row, text: str, reason: FinishReason | None, *tokens: Scored) -> None:
+        self._batch.remove(row)
+        self._finish(row.generation, Chunk(text, tokens, reason))
+
+    def _finish(self, generation: Generation, chunk: Chunk) -> None:
+        generation.put(chunk)
+        self._tell(Finished(generation))
+
+    def _end(self) -> None:
+        """What still runs or waits when the loop closes is cancelled."""
+        rest = [row.generation for row in self._batch.rows] + self._queue.drop(lambda _: True)
+        for call in self._calls:
+            call()
+        for generation in rest:
+            self._finish(generation, Chunk("", finish_reason="cancelled"))
+
+
+def _over(generation: Generation) -> FinishReason | None:
+    """Why a generation needn't go on, if so."""
+    if generation.cancelled:
+        return "cancelled"
+    return "deadline" if generation.deadline is not None and time.monotonic() > generation.deadline else None
+
+
+def scored(id: int, logprobs_V: np.ndarray | None, top: int | None) -> Scored:
+    """The token with its log-probability and the `top` likeliest, if they were asked for."""
+    if logprobs_V is None:
+        return Scored(id)
+    best = np.argpartition(-logprobs_V, min(top or 0, len(logprobs_V) - 1))[: top or 0]
+    likeliest = sorted(best.tolist(), key=lambda other: (-logprobs_V[other], other))
+    return Scored(id, float(logprobs_V[id]), {other: float(logprobs_V[other]) for other in likeliest})

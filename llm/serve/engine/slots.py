@@ -1,0 +1,149 @@
+"""A fixed number of slots, each with keys and values of one text, in memory that onnxruntime reads and writes in place."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from llm.errors import ArtifactError
+from llm.serve.engine.graph import for_serving
+from llm.serve.engine.session import BAD_GRAPH
+from llm.serve.models.folder import ModelFolder
+from llm.serve.models.graph import REMEDY
+
+KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+NO_ROWS = np.zeros(0, np.int64)
+Kept = list[np.ndarray]  # per buffer: [kv_heads, tokens, head_dim]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One shape of a step: the arrays that go in and come out, bound once."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    lengths: np.ndarray
+    longest: np.ndarray
+    logits: np.ndarray
+    binding: ort.IOBinding
+
+
+class Slots:
+    """The model over `slots` texts of up to `capacity` tokens. For one thread at a time."""
+
+    def __init__(self, folder: ModelFolder, *, file: str = "model.onnx", slots: int, capacity: int, threads: int = 0) -> None:
+        self.slots, self.capacity, self.vocab_size = slots, capacity, folder.vocab_size
+        self._session = open_session(folder, file, threads=threads)
+        self._names = [value.name for value in self._session.get_inputs() if value.name.startswith("past_key_values.")]
+        declared = next(value for value in self._session.get_inputs() if value.name == self._names[0])
+        self._kind = KINDS[declared.type]
+        self.width = next(value.shape[2] for value in self._session.get_outputs() if value.name == "hidden")
+        shape = (slots, folder.num_kv_heads, capacity, folder.head_dim)
+        self._buffers = [_zeros(shape, self._kind) for _ in self._names]
+        self._logits = np.empty((slots, self.vocab_size), np.float32)
+        self._steps: dict[int, Step] = {}
+
+    def decode(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Append a token to each of the first slots, after `lengths` tokens; logits [batch, vocabulary], valid until the next call."""
+        step = self._steps.get(len(ids)) or self._steps.setdefault(len(ids), self._decoding(len(ids)))
+        step.ids[:, 0], step.positions[:, 0], step.lengths[:], step.longest[()] = ids, lengths, lengths, lengths.max() + 1
+        self._session.run_with_iobinding(step.binding)
+        return step.logits
+
+    def read(self, slot: int, ids: list[int], start: int, *, rows: np.ndarray = NO_ROWS) -> np.ndarray:
+        """Write tokens into a slot from place `start` on; logits [len(rows), vocabulary] after those of them that `rows` names."""
+        return self._read(slot, ids, start, rows, "logits", (len(rows), self.vocab_size))
+
+    def hidden(self, slot: int, ids: list[int], start: int) -> np.ndarray:
+        """What the head would read, [len(ids), width], of tokens that are written into a slot."""
+        return self._read(slot, ids, start, NO_ROWS, "hidden", (1, len(ids), self.width))[0]
+
+    def _read(self, slot: int, ids: list[int], start: int, rows: np.ndarray, output: str, shape: tuple[int, ...]) -> np.ndarray:
+        count = len(ids)
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "position_ids": np.arange(start, start + count, dtype=np.int64)[None],
+            "seqlens_k": np.array([start + count - 1], np.int32),
+            "total_sequence_length": np.array(start + count, np.int32),
+            "logit_rows": rows,
+        }
+        answer = np.empty(shape, np.float32)
+        binding = self._bound(inputs, slot, 1)
+        if answer.size:
+            _bind_output(binding, output, answer)
+        self._session.run_with_iobinding(binding)
+        return answer
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Let `target` hold the first tokens of `source`."""
+        for buffer in self._buffers:
+            buffer[target, :, :tokens] = buffer[source, :, :tokens]
+
+    def swap(self, one: int, other: int, tokens: int) -> None:
+        """Exchange the first tokens of two slots."""
+        kept = self.keep(one, tokens)
+        self.copy(other, one, tokens)
+        self.restore(other, kept, tokens)
+
+    def keep(self, slot: int, tokens: int) -> Kept:
+        """A copy of a slot's first tokens."""
+        return [buffer[slot, :, :tokens].copy() for buffer in self._buffers]
+
+    def restore(self, slot: int, kept: Kept, tokens: int) -> None:
+        """Let a slot begin with tokens that were kept."""
+        for buffer, part in zip(self._buffers, kept, strict=True):
+            buffer[slot, :, :tokens] = part[:, :tokens]
+
+    def _decoding(self, batch: int) -> Step:
+        ids, positions = (np.zeros((batch, 1), np.int64) for _ in range(2))
+        lengths, longest, logits = np.zeros(batch, np.int32), np.zeros((), np.int32), self._logits[:batch]
+        inputs = {"input_ids": ids, "position_ids": positions, "seqlens_k": lengths, "total_sequence_length": longest}
+        binding = self._bound(inputs | {"logit_rows": np.arange(batch)}, 0, batch)
+        _bind_output(binding, "logits", logits)
+        return Step(ids, positions, lengths, longest, logits, binding)
+
+    def _bound(self, inputs: dict[str, np.ndarray], slot: int, batch: int) -> ort.IOBinding:
+        """A binding of `inputs` and of the buffers of `batch` slots from `slot` on, each as past and as present."""
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, buffer in zip(self._names, self._buffers, strict=True):
+            part = buffer[slot : slot + batch]
+            binding.bind_input(name, "cpu", 0, self._kind, part.shape, part.ctypes.data)
+            binding.bind_output(name.replace("past_key_values", "present"), "cpu", 0, self._kind, part.shape, part.ctypes.data)
+        return binding
+
+
+def open_session(folder: ModelFolder, file: str, *, threads: int) -> ort.InferenceSession:
+    """The graph rewritten for serving, in onnxruntime.
+
+    Threads spin within a step, where operators follow each other in microseconds, and sleep between steps.
+    Raises: ArtifactError if the graph can't be loaded or rewritten.
+    """
+    path = folder.path / file
+    if not path.is_file():
+        raise ArtifactError("no such variant of the model", value=path, remedy=REMEDY)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.path))
+    model = for_serving(onnx.load(str(path), load_external_data=False))
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except BAD_GRAPH as error:
+        raise ArtifactError("graph can't be loaded", value=f"{path} ({error})", remedy=REMEDY) from error
+
+
+def _zeros(shape: tuple[int, ...], kind: type) -> np.ndarray:
+    """An array whose pages take memory when they are first written."""
+    count = int(np.prod(shape))
+    return np.frombuffer(mmap.mmap(-1, count * np.dtype(kind).itemsize), kind).reshape(shape)
+
+
+def _bind_output(binding: ort.IOBinding, name: str, array: np.ndarray) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

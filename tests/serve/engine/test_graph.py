@@ -1,0 +1,75 @@
+"""The graph rewritten for serving gives the exported graph's logits, whatever else is in the slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from llm.errors import ArtifactError
+from llm.serve.engine.graph import for_serving
+from llm.serve.engine.session import Session
+from llm.serve.engine.slots import Slots
+from llm.serve.models.folder import open_folder
+
+TEXTS = [np.random.default_rng(seed).integers(6, 600, size) for seed, size in enumerate((40, 25, 33))]
+
+
+@pytest.fixture(scope="module")
+def slots(written: Any) -> Slots:
+    return Slots(open_folder(written.folder), slots=4, capacity=64, threads=1)
+
+
+@pytest.fixture(scope="module")
+def expected(written: Any) -> list[np.ndarray]:
+    """Each text alone through the exported graph."""
+    session = Session(open_folder(written.folder), threads=1)
+    return [session.run(text[None], session.empty_cache())[0][0] for text in TEXTS]
+
+
+def test_prompts_read_in_pieces(slots: Slots, expected: list[np.ndarray]) -> None:
+    for slot, (text, logits) in enumerate(zip(TEXTS, expected, strict=True)):
+        pieces = [slots.read(slot, text[at : at + 7].tolist(), at, rows=np.arange(len(text[at : at + 7]))) for at in range(0, len(text), 7)]
+        assert np.concatenate(pieces) == pytest.approx(logits, abs=1e-4)
+
+
+def test_only_the_rows_that_are_asked_for(slots: Slots, expected: list[np.ndarray]) -> None:
+    assert slots.read(3, TEXTS[0].tolist(), 0, rows=np.array([39, 2])) == pytest.approx(expected[0][[39, 2]], abs=1e-4)
+    assert slots.read(3, TEXTS[0].tolist(), 0).shape == (0, 600)
+
+
+def test_texts_of_different_lengths_are_written_together(slots: Slots, expected: list[np.ndarray]) -> None:
+    lengths = np.array([12, 1, 20])
+    for slot, text in enumerate(TEXTS):
+        slots.read(slot, text[: lengths[slot]].tolist(), 0)
+    for _ in range(5):
+        logits = slots.decode(np.array([text[length] for text, length in zip(TEXTS, lengths, strict=True)]), lengths)
+        for row, length in enumerate(lengths):
+            assert logits[row] == pytest.approx(expected[row][length], abs=1e-4)
+        lengths = lengths + 1
+
+
+def test_slots_are_copied_exchanged_and_kept(slots: Slots, expected: list[np.ndarray]) -> None:
+    for slot in (0, 1):
+        slots.read(slot, TEXTS[slot][:20].tolist(), 0)
+    kept = slots.keep(0, 20)
+    slots.swap(0, 1, 20)
+    slots.copy(1, 2, 20)
+    slots.restore(3, kept, 20)
+    logits = slots.decode(np.array([TEXTS[text][20] for text in (1, 0, 0, 0)]), np.full(4, 20))
+    for row, text in enumerate((1, 0, 0, 0)):
+        assert logits[row] == pytest.approx(expected[text][20], abs=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["operator", "shape"])
+def test_attention_that_is_not_exports_is_named(decoder: Any, damage: str) -> None:
+    model = onnx.load(decoder.folder / "model.onnx")
+    attention = next(node for node in model.graph.node if node.op_type == "Attention")
+    if damage == "operator":
+        attention.op_type = "Unheard"
+    else:
+        del model.graph.value_info[:]
+    with pytest.raises(ArtifactError, match="can't be served"):
+        for_serving(model)

@@ -1,0 +1,197 @@
+"""Many requests at once: each gets what it would get alone, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llm.errors import CapacityError, DataError
+from llm.serve.engine.config import EngineConfig
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.generation import Finished, Generation, Step
+from llm.serve.engine.sampling import Sampling
+
+GREEDY = Sampling(24, temperature=0)
+
+
+def a_prompt(seed: int, tokens: int) -> list[int]:
+    return np.random.default_rng(seed).integers(6, 600, tokens).tolist()
+
+
+def ids(generation: Generation) -> list[int]:
+    return [token.id for chunk in generation for token in chunk.tokens]
+
+
+def greedy_reference(model: Any, prompt: list[int], tokens: int) -> list[int]:
+    answer = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=tokens, eos_token_id=None)
+    return answer[0, len(prompt) :].tolist()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def test_greedy_texts_are_transformers(written: Any) -> None:
+    """More requests than slots, of different lengths, in pieces: the texts of one request at a time in PyTorch."""
+    engine = Engine(written.folder, model_id="m", config=EngineConfig(threads=1, slots=3, prefill_tokens=8))
+    prompts = [a_prompt(seed, size) for seed, size in enumerate((3, 40, 1, 17, 9, 140))]
+    running = [engine.submit(prompt, Sampling(24, temperature=0, ignore_eos=True)) for prompt in prompts]
+    expected = [greedy_reference(written.reference, prompt, 24) for prompt in prompts]
+    assert [ids(generation) for generation in running] == expected
+    engine.close()
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_full_batch(served: Engine) -> None:
+    sampling = Sampling(30, temperature=0.9, top_p=0.95, seed=11, presence_penalty=0.3)
+    alone = ids(served.submit(a_prompt(0, 20), sampling))
+    mates = [served.submit(a_prompt(seed, 5 * seed), Sampling(60, seed=seed)) for seed in range(1, 7)]
+    assert ids(served.submit(a_prompt(0, 20), sampling)) == alone
+    assert ids(served.submit(a_prompt(0, 20), Sampling(30, temperature=0.9, top_p=0.95, seed=12, presence_penalty=0.3))) != alone
+    for mate in mates:
+        mate.cancel()
+
+
+def test_prompts_that_begin_alike_are_read_once(served: Engine) -> None:
+    first, prompt = a_prompt(50, 30), a_prompt(51, 4)
+    before = ids(served.submit(first + prompt, GREEDY))
+    again = served.submit(first + prompt, GREEDY)
+    assert ids(again) == before
+    assert again.cached_tokens == 33  # the last one is read for its logits
+    other = served.submit(first + a_prompt(52, 9), GREEDY)
+    ids(other)
+    assert 30 <= other.cached_tokens < 39
+
+
+def test_choices_of_one_prompt_share_it_while_they_run(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, prefix_tokens=0, prefill_tokens=16))
+    read: list[Step] = []
+    engine.watch = lambda event: read.append(event) if isinstance(event, Step) and event.kind == "prefill" else None
+    choices = [engine.submit(a_prompt(60, 200), Sampling(5, seed=seed)) for seed in range(4)]
+    for choice in choices:
+        ids(choice)
+    assert sum(choice.cached_tokens for choice in choices) > 3 * 150
+    engine.close()
+
+
+def test_a_long_prompt_stalls_nobody(served: Engine) -> None:
+    long, short = served.submit(a_prompt(70, 480), Sampling(1)), served.submit(a_prompt(71, 10), Sampling(3, ignore_eos=True))
+    ids(short)
+    assert long.finish_reason is None
+    ids(long)
+
+
+def test_a_generation_ends_when_it_is_cancelled_or_late(served: Engine) -> None:
+    endless = Sampling(400, ignore_eos=True)
+    running = served.submit(a_prompt(80, 5), endless)
+    next(iter(running))  # leaving the loop cancels
+    wait_until(lambda: running.finish_reason == "cancelled")
+    late = served.submit(a_prompt(81, 5), endless, deadline_seconds=0.05)
+    assert list(late)[-1].finish_reason == "deadline"
+    assert late.completion_tokens < 400
+    wait_until(lambda: served.load().running == 0)
+    assert served.load().kv_used_tokens == 0
+
+
+def test_a_full_queue_refuses_and_a_cancelled_place_is_free_again(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=1, queue_requests=1))
+    first = engine.submit([7], Sampling(500, ignore_eos=True))
+    wait_until(lambda: engine.load().running == 1)
+    waiting = engine.submit([8], GREEDY)
+    with pytest.raises(CapacityError, match="queue is full"):
+        engine.submit([9], GREEDY)
+    waiting.cancel()
+    assert [chunk.finish_reason for chunk in waiting] == ["cancelled"]
+    third = engine.submit([9], GREEDY)
+    first.cancel()
+    assert len(ids(third)) > 0
+    engine.close()
+    with pytest.raises(CapacityError, match="closed"):
+        engine.submit([9], GREEDY)
+
+
+def test_memory_is_reserved_before_a_generation_begins(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=8, kv_tokens=100))
+    used: list[int] = []
+    engine.watch = lambda _: used.append(engine.load().kv_used_tokens)
+    running = [engine.submit(a_prompt(seed, 20), Sampling(20, ignore_eos=True)) for seed in range(5)]
+    assert [len(ids(generation)) for generation in running] == [20] * 5
+    assert max(used) == 80
+    with pytest.raises(DataError, match="longer than the context"):
+        engine.submit(a_prompt(0, 90), Sampling(20))
+    engine.close()
+
+
+def test_clients_take_turns(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=1))
+    order: list[str] = []
+    engine.watch = lambda event: order.append(event.generation.client) if isinstance(event, Finished) else None
+    blocking = engine.submit([7], Sampling(300, ignore_eos=True), client="first")
+    wait_until(lambda: engine.load().running == 1)
+    waiting = [engine.submit([8], Sampling(2), client=client) for client in ("busy", "busy", "busy", "other")]
+    blocking.cancel()
+    for generation in waiting:
+        ids(generation)
+    wait_until(lambda: len(order) == 5)
+    assert order == ["first", "busy", "other", "busy", "busy"]
+    engine.close()
+
+
+def test_async_readers_get_the_same(served: Engine) -> None:
+    async def read() -> list[int]:
+        return [token.id async for chunk in served.submit([9, 10], GREEDY) for token in chunk.tokens]
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(read() for _ in range(6)))
+
+    assert asyncio.run(together()) == [ids(served.submit([9, 10], GREEDY))] * 6
+
+
+def test_closing_ends_what_runs(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=1))
+    running = [engine.submit([7], Sampling(500, ignore_eos=True)) for _ in range(3)]
+    engine.close()
+    assert [list(generation)[-1].finish_reason for generation in running] == ["cancelled"] * 3
+
+
+def test_a_failing_step_fails_its_requests_and_no_others(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1))
+    working = engine._slots.decode
+    monkeypatch.setattr(engine._slots, "decode", lambda *_: working(np.zeros(3, np.int64), np.zeros(2, np.int32)))
+    with pytest.raises(ValueError, match="broadcast"):
+        ids(engine.submit([7, 8], Sampling(5, ignore_eos=True)))
+    monkeypatch.undo()
+    assert len(ids(engine.submit([7, 8], Sampling(5, ignore_eos=True)))) == 5
+    engine.close()
+
+
+def test_logprobs_are_of_the_models_own_distribution(served: Engine, decoder: Any) -> None:
+    """Penalties and temperature change the choice, not what is reported."""
+    prompt, settings = a_prompt(90, 12), Sampling(8, temperature=0.7, seed=3, presence_penalty=1.0, ignore_eos=True)
+    tokens = [token for chunk in served.submit(prompt, settings, top=3) for token in chunk.tokens]
+    text = prompt + [token.id for token in tokens]
+    with torch.no_grad():
+        expected = torch.log_softmax(decoder.reference(torch.tensor([text])).logits[0], dim=-1)
+    for place, token in enumerate(tokens, len(prompt)):
+        assert token.logprob == pytest.approx(float(expected[place - 1, token.id]), abs=1e-4)
+        best = expected[place - 1].topk(3)
+        assert list(token.top) == best.indices.tolist()
+        assert list(token.top.values()) == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_embeddings_are_mean_states_of_unit_length(served: Engine, decoder: Any) -> None:
+    texts = [a_prompt(95, 40), a_prompt(96, 3)]
+    vectors = served.embed(texts)
+    with torch.no_grad():
+        states = [decoder.reference.model(torch.tensor([text])).last_hidden_state[0].mean(dim=0) for text in texts]
+    expected = [(state / state.norm()).numpy() for state in states]
+    assert vectors.dtype == np.float32
+    assert vectors == pytest.approx(np.stack(expected), abs=1e-5)
