@@ -17,7 +17,7 @@ from llm.artifact import Store
 from llm.errors import ArtifactError, RecipeError, TrainyardError
 from llm.recipe import load, parse_override
 from llm.run import home
-from llm.stages import RELEASED, STAGES, nodes
+from llm.stages import SCORED, STAGES, nodes
 
 Flow = Literal["prepare", "pretrain", "finetune", "lifecycle"]
 Set = Annotated[list[str] | None, Parameter(name="--set", negative="", help="override a setting, as train.steps=500; may be repeated")]
@@ -114,7 +114,7 @@ def plan(
 ) -> None:
     """Say what a run would do and why, what it would take, and whether it fits this machine.
 
-    FLOW is lifecycle, or pretrain for an architecture that isn't exported. --measure trains a few real steps first.
+    FLOW is lifecycle, or pretrain for an architecture that doesn't write text. --measure trains a few real steps first.
     --gpus N picks a layout for another cluster, of N GPUs.
     """
     from llm.plan import forecast, layout
@@ -125,7 +125,7 @@ def plan(
 
     _at_least({"gpus": (gpus, 0), "gpus-per-node": (gpus_per_node, 1), "gpu-memory-gib": (gpu_memory_gib, 0)})
     loaded, store = load(recipe, _overrides(set)), Store(home())
-    flow = flow or ("lifecycle" if loaded.model.architecture in RELEASED else "pretrain")
+    flow = flow or ("lifecycle" if loaded.model.architecture in SCORED else "pretrain")
     trainings = forecast.trainings(loaded, flow)
     if gpus:
         chip = named(gpu)
@@ -140,6 +140,8 @@ def plan(
     console.print(table)
     for stage, train in trainings.items():
         _print_labelled(forecast.here(loaded, stage, train, measure_recipe(loaded, train) if measure else None))
+    if flow != "prepare":
+        _print_labelled(forecast.exported(loaded))
 
 
 def _at_least(options: dict[str, tuple[float, float]]) -> None:
@@ -267,6 +269,14 @@ def serve(
 
 
 @app.command
+def chat(*, url: str = "http://127.0.0.1:8000", model: str = "", key_env: str = "") -> None:
+    """Talk with a served model. Input from a pipe is one message. --key-env names the variable that holds a key."""
+    from llm.serve.chat import chat
+
+    chat(url, model=model, key_env=key_env)
+
+
+@app.command
 def key(name: str, *, requests_per_minute: int = 0, tokens_per_minute: int = 0, concurrent: int = 0, days: int = 0) -> None:
     """Make a key for the server: its line for the file goes to stdout, the secret, shown once, to stderr.
 
@@ -274,6 +284,7 @@ def key(name: str, *, requests_per_minute: int = 0, tokens_per_minute: int = 0, 
     """
     from llm.serve.endpoint.keys import make_key
 
+    _at_least({"days": (days, 0)})
     secret, line = make_key(
         name, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, concurrent=concurrent, days=days
     )

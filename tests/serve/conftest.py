@@ -31,17 +31,27 @@ from llm.serve.engine.engine import Engine
 from llm.serve.models.catalogue import Catalogue
 
 CONTEXT_TOKENS = 4000
+BRIEF_CONTEXT_TOKENS = 48
 SOURCES = [inspect.getsource(module) for module in (argparse, textwrap)]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export artifact whose model talks at random and rarely ends by itself."""
-    artifact: Path = tmp_path_factory.mktemp("artifact")
+    return _exported(tmp_path_factory.mktemp("artifact"), CONTEXT_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def brief_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose answers are short, because its context is."""
+    return _exported(tmp_path_factory.mktemp("brief"), BRIEF_CONTEXT_TOKENS)
+
+
+def _exported(artifact: Path, context_tokens: int) -> Path:
     (artifact / "onnx").mkdir()
     (artifact / "tokenizer.model").write_bytes(train(SOURCES, TokenizeConfig(vocab_size=600, row_tokens=32)))
     torch.manual_seed(3)
-    config = DecoderConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=CONTEXT_TOKENS)
+    config = DecoderConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=context_tokens)
     model = Decoder(config, 600).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.3)

@@ -22,9 +22,9 @@ from llm.serve.endpoint.rates import Accounts, Failures
 from llm.serve.endpoint.visit import Visit, begin
 from llm.serve.observe.log import failure
 
+READING = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-JSON_TYPE = re.compile(rb"application/json\s*(;|$)", re.IGNORECASE)
 GRACE_SECONDS = 5  # after the deadline that the engine keeps by itself
 
 log = logging.getLogger(__name__)
@@ -85,13 +85,22 @@ class Gate:
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value)
+        self._check_head(scope, headers)
         self._check_host(headers)
+        key = self._key(headers, visit) if self.keyring and scope["path"] not in self.open_paths else None
+        if scope["method"] not in READING:
+            self._check_length(headers)
+            self._take_place(visit, key)
+
+    def _check_head(self, scope: Scope, headers: dict[bytes, list[bytes]]) -> None:
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise ApiError(400, "this version of HTTP is not spoken here")
         if b"content-length" in headers and b"transfer-encoding" in headers:
             raise ApiError(400, "send Content-Length or Transfer-Encoding, not both")
-        key = self._key(headers, visit) if self.keyring and scope["path"] not in self.open_paths else None
-        if scope["method"] == "POST":
-            self._check_body(headers)
-            self._take_place(visit, key)
+        line_bytes = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+        size = line_bytes + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if size > self.limits.header_bytes:
+            raise ApiError(431, f"request line and headers are larger than {self.limits.header_bytes} bytes")
 
     def _check_host(self, headers: dict[bytes, list[bytes]]) -> None:
         """A page elsewhere can point its own name at 127.0.0.1 and talk to local servers through a browser.
@@ -111,12 +120,9 @@ class Gate:
             raise _later(429, "too many requests without a valid key", wait, code="rate_limit_exceeded")
         raise ApiError(401, "a valid key is needed: Authorization: Bearer KEY", code="invalid_api_key")
 
-    def _check_body(self, headers: dict[bytes, list[bytes]]) -> None:
-        """JSON only: a page elsewhere can send any other type without asking first."""
+    def _check_length(self, headers: dict[bytes, list[bytes]]) -> None:
         if int(headers.get(b"content-length", [b"0"])[0]) > self.limits.body_bytes:
             raise self._too_large()
-        if not JSON_TYPE.match(headers.get(b"content-type", [b""])[0]):
-            raise ApiError(415, "send the body as Content-Type: application/json")
 
     def _take_place(self, visit: Visit, key: Key | None) -> None:
         if self.traffic.draining:
@@ -212,7 +218,7 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
     headers = dict(error.headers or {})
     if error.status_code == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status_code in (400, 408):
+    if error.status_code in (400, 408, 431):
         headers["Connection"] = "close"  # what else arrives on this connection can't be told apart from the body
     body = error_body(error.status_code, error.detail, param=error.param, code=error.code)
     await JSONResponse(body, error.status_code, headers=headers)(scope, receive, send)

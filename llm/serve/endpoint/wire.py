@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from llm.serve.endpoint.errors import ApiError
 from llm.serve.endpoint.strict_json import loads
 
 LONG_BODY_BYTES = 65_536
+JSON_TYPE = re.compile(r"application/json\s*(;|$)", re.IGNORECASE)
 
 TimeoutSeconds = Annotated[
     float | None, Header(alias="X-Timeout-Seconds", gt=0, le=86_400, description="how long the client waits for the answer")
@@ -35,13 +37,15 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body as `StrictRequest` does."""
+    """A route that reads its body as `StrictRequest` does, and JSON only: any other type a page elsewhere can send unasked."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's own, given a strict request."""
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            if request.method == "POST" and not JSON_TYPE.match(request.headers.get("content-type", "")):
+                raise ApiError(415, "send the body as Content-Type: application/json")
             return await handler(StrictRequest(request.scope, request.receive))
 
         return strict

@@ -18,6 +18,7 @@ BODY = b'{"model": "small", "prompt": "x", "max_tokens": 1}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
 JSON = b"Content-Type: application/json\r\n"
+CLOSE = b"Connection: close\r\n\r\n"
 HOST = b"Host: localhost\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 START = b"POST /v1/completions HTTP/1.1\r\n"
@@ -74,7 +75,7 @@ def hasty(catalogue: Catalogue, running: Any) -> Iterator[str]:
 )
 def test_what_is_no_request_is_refused_and_the_connection_closed(hasty: str, request_bytes: bytes) -> None:
     answer = raw.exchange(hasty, request_bytes)
-    assert raw.status(answer) in (400, 408, 501), answer
+    assert raw.status(answer) in (400, 408, 431), answer
     assert answer.count(b"HTTP/1.1 ") == 1, "what follows must not be taken for another request"
     assert b'"error"' in answer
     assert httpx.get(f"{hasty}/ready").status_code == 200
@@ -83,10 +84,12 @@ def test_what_is_no_request_is_refused_and_the_connection_closed(hasty: str, req
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        pytest.param(START + HOST + JSON + LENGTH + b"Connection: close\r\n\r\n" + BODY, id="plain"),
-        pytest.param(START + HOST + JSON + CHUNKED + b"Connection: close\r\n\r\n" + CHUNK + b"0\r\n\r\n", id="chunked"),
-        pytest.param(START + HOST + JSON + LENGTH + b"Expect: 100-continue\r\nConnection: close\r\n\r\n" + BODY, id="expecting to continue"),
-        pytest.param(START + HOST + JSON + LENGTH + b"Upgrade: websocket\r\nConnection: close, upgrade\r\n\r\n" + BODY, id="upgrade is ignored"),
+        pytest.param(START + HOST + JSON + LENGTH + CLOSE + BODY, id="plain"),
+        pytest.param(START + HOST + JSON + CHUNKED + CLOSE + CHUNK + b"0\r\n\r\n", id="chunked"),
+        pytest.param(START + HOST + JSON + LENGTH + b"Expect: 100-continue\r\n" + CLOSE + BODY, id="expecting to continue"),
+        pytest.param(
+            START + HOST + JSON + LENGTH + b"Upgrade: websocket\r\nConnection: upgrade\r\n" + CLOSE + BODY, id="upgrade is ignored"
+        ),
     ],
 )
 def test_what_is_a_request_is_answered(hasty: str, request_bytes: bytes) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,12 @@ def tricks(secret: str) -> list[tuple[str, str, str]]:
     """Method, target (with PATH in it) and headers of requests that might be mistaken for ones with a key: 25 × 20."""
     digest = hashlib.sha256(secret.encode()).hexdigest()
     basic = base64.b64encode(f"tests:{secret}".encode()).decode()
-    targets = """PATH /PATH /./PATH /health/..PATH /health/%2e%2ePATH /health%2f..PATH PATH/ PATH%20 PATH%00 PATH?/health PATH#/health PATH;/health
-        PATH/../health PATH/%2e%2e/health PATH?api_key=KEY PATH?key=KEY&token=KEY //healthPATH http://localhostPATH PATH%3f/health /%2fPATH
-        http://localhost/health/..PATH \\healthPATH PATH\\ /page.css/..PATH /health?PATH""".split()
+    places = ("", "/", "/.", "/health/..", "/health/%2e%2e", "/health%2f..", "//health", "/%2f", "/page.css/..", "\\health", "/health?")
+    origins = ("http://localhost", "http://localhost/health/..")
+    ends = ("/", "%20", "%00", "?/health", "#/health", ";/health", "/../health", "/%2e%2e/health", "%3f/health", "\\")
+    targets = (
+        [f"{start}PATH" for start in places + origins] + [f"PATH{end}" for end in ends] + ["PATH?api_key=KEY", "PATH?key=KEY&token=KEY"]
+    )
     headers = [
         *("", "Authorization: Bearer", "Authorization: Bearer null", f"Authorization: Bearer {digest}", f"Authorization: {secret}"),
         *(f"Authorization: Bearer {wrong}" for wrong in (secret[:-1], f"{secret}x", secret.swapcase())),
@@ -172,9 +176,9 @@ def test_one_too_many_is_told_to_come_back(catalogue: Catalogue, running: Any) -
         assert http.get("/ready").status_code == 200
         for stream in streams:
             stream.close()
-        statuses = [http.post("/v1/completions", json=SHORT).status_code for _ in range(200)]
-        assert statuses[-1] == 200
-        assert set(statuses) <= {200, 429}
+        while (status := http.post("/v1/completions", json=SHORT).status_code) == 429:
+            time.sleep(0.01)
+        assert status == 200
 
 
 def test_a_full_queue_is_told_to_come_back(folder: Path, running: Any) -> None:

@@ -95,3 +95,15 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> No
 def test_a_line_that_is_no_key_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(ArtifactError, match="line 1" if line else "no key"):
         read_keys(write(tmp_path / "keys", line))
+
+
+def test_the_command_writes_the_line_and_shows_the_secret_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.cli import key
+
+    key("ci", tokens_per_minute=1_000)
+    shown = capsys.readouterr()
+    secret = shown.err.split()[-1]
+    assert secret not in shown.out
+    found = Keyring(write(tmp_path / "keys", shown.out)).find(bearer(secret))
+    assert found is not None
+    assert (found.name, found.tokens_per_minute) == ("ci", 1_000)
