@@ -1,8 +1,12 @@
-"""Stage export: a trained model as folders that other programs open, proven to answer alike."""
+"""Stage export: a trained model as folders that other programs open, proven to answer alike.
+
+Heads and adapters, which fine-tuning makes, belong in `onnx.GRAPHS` and `huggingface_config.WRITERS` beside the families.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +14,75 @@ import numpy as np
 
 from llm.artifact import write_json
 from llm.data.tokenizer import find
-from llm.errors import DataError
-from llm.export import huggingface, onnx, parity
+from llm.errors import DataError, RecipeError
+from llm.export import gguf, huggingface, onnx, transformersjs, variants
+from llm.export.card import write_card
 from llm.export.config import ExportConfig
-from llm.model.decoder import Decoder
-from llm.model.weights import load
-from llm.serve.engine.session import Session
-from llm.serve.models.folder import open_folder
+from llm.export.parity import causal, gate
+from llm.export.tokenizer import read_tokenizer
+from llm.model.weights import load, save
 
 
 def export(trained: Path, tokenized: Path, out: Path, config: ExportConfig, *, card: dict[str, Any]) -> dict[str, Any]:
-    """Write `huggingface/`, `onnx/` and `parity.json`; the return value is parity.json's content.
+    """Write `onnx/`, `huggingface/`, the layout of transformers.js, what else `config` asks for, and `parity.json`, which it returns.
 
-    Raises: DivergenceError if a written folder doesn't answer as the trained model does.
+    Where transformers has no class that computes the model, `weights/` stands in for `huggingface/`: the model in
+    Trainyard's own layout, so that it can be scored again. See llm/export/card.py for `card`.
+
+    Raises: DivergenceError if a written graph doesn't answer as the trained model does.
     """
     model = load(trained).float()
     tokenizer_model = find(tokenized)
-    for name in ("huggingface", "onnx"):
-        (out / name).mkdir()
-    huggingface.write(model, tokenizer_model, out / "huggingface", card=card)
-    onnx.write(model, tokenizer_model, out / "onnx", config)
-    session = Session(open_folder(out / "onnx"))
-    result = parity.check(model, session, prompts(tokenized, model, config), config)
+    folder = _made(out / "onnx")
+    onnx.write(model, tokenizer_model, folder, config, card.get("properties"))
+    result = gate.check(model, folder, prompts(tokenized, model, config), config)
+    rows: list[dict[str, object]] = []
+    if onnx.is_causal(model.config) and config.variants:
+        result["variants"], speeds = variants.export(partial(_logits, model), tokenized, folder, config)
+        write_json(_made(out / "log") / "speed.json", {"tokens_per_second": speeds})
+        rows = [{"file": facts["file"], **_quality(facts)} for facts in result["variants"].values()]
+    card, result["huggingface"] = _publish(model, tokenizer_model, out, card)
+    write_card(model, folder, card, rows, library="optimum")
+    transformersjs.write(out)
+    if config.gguf:
+        (out / "gguf").mkdir()
+    for kind in config.gguf:
+        gguf.write(model, tokenizer_model, out / "gguf" / f"{card['name']}-{kind}.gguf", kind, name=card["name"])
     write_json(out / "parity.json", result)
     return result
 
 
-def prompts(tokenized: Path, model: Decoder, config: ExportConfig) -> list[list[int]]:
+def _publish(model: Any, tokenizer_model: Path, out: Path, card: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Write the Hugging Face folder if there can be one; a card that says why if not."""
+    folder = _made(out / "huggingface")
+    try:
+        huggingface.write(model, tokenizer_model, folder, card=card)
+        return card, True
+    except RecipeError as error:
+        folder.rename(out / "weights")
+        save(model, out / "weights")
+        read_tokenizer(tokenizer_model).save(out / "weights")
+        return {**card, "limits": [*card.get("limits", ()), f"There is no Hugging Face folder: {error}."]}, False
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _logits(model: Any, ids_T: np.ndarray) -> np.ndarray:
+    return causal.reference(model, ids_T.tolist())
+
+
+def _quality(facts: dict[str, Any]) -> dict[str, object]:
+    return {
+        "megabytes": f"{facts['bytes'] / 1e6:.1f}",
+        "perplexity": f"{100 * facts['perplexity_increase']:+.2f} %",
+        "same next token": f"{100 * facts['greedy_agreement']:.1f} %",
+    }
+
+
+def prompts(tokenized: Path, model: Any, config: ExportConfig) -> list[list[int]]:
     """Openings of rows of the test split, evenly spread and of different lengths.
 
     Raises: DataError if the split can't fill one prompt.

@@ -73,6 +73,13 @@ class Decoder(nn.Module):
         Without `mask` (True = may attend, broadcastable to B, 1, T, S) attention is causal; with a past, the
         new tokens follow it.
         """
+        x_BTD, present = self.extend(tokens_BT, past=past, positions_BT=positions_BT, mask=mask)
+        return self.head(x_BTD), present
+
+    def extend(
+        self, tokens_BT: Tensor, *, past: Past | None = None, positions_BT: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Past]:
+        """x_BTD, what the head reads, and the cache; see `forward`."""
         past_length = past[0][0].shape[2] if past else 0
         T = tokens_BT.shape[1]
         if positions_BT is None:
@@ -84,7 +91,7 @@ class Decoder(nn.Module):
         for layer, block in enumerate(cast(list[Block], self.blocks)):
             x_BTD, keys_values = block.extend(x_BTD, rotation, mask, past[layer] if past else None)
             present.append(keys_values)
-        return self.head(self.norm(x_BTD)), present
+        return self.norm(x_BTD), present
 
     def rotation(self, positions_BT: Tensor) -> Rotation:
         """Cosines and sines that this model's heads are turned by."""

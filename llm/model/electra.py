@@ -59,5 +59,8 @@ class Electra(nn.Module):
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """logits_BT of the discriminator: above 0 where it takes a token for a replaced one."""
-        x_BTD = self.encode(tokens_BT, segments_BT, documents_BT)
+        return self.judge(self.encode(tokens_BT, segments_BT, documents_BT))
+
+    def judge(self, x_BTD: Tensor) -> Tensor:
+        """logits_BT from `encode`'s output."""
         return self.verdict(F.gelu(self.verdict_dense(x_BTD))).squeeze(-1)

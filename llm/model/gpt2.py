@@ -54,6 +54,13 @@ class Gpt2(nn.Module):
         self, tokens_BT: Tensor, *, past: Past | None = None, positions_BT: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Past]:
         """logits_BTV, and the keys and values of past + new tokens per layer; without `mask` attention is causal."""
+        x_BTD, present = self.extend(tokens_BT, past=past, positions_BT=positions_BT, mask=mask)
+        return self.head(x_BTD), present
+
+    def extend(
+        self, tokens_BT: Tensor, *, past: Past | None = None, positions_BT: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Past]:
+        """x_BTD, what the head reads, and the cache; see `forward`."""
         past_length = past[0][0].shape[2] if past else 0
         T = tokens_BT.shape[1]
         if positions_BT is None:
@@ -64,7 +71,7 @@ class Gpt2(nn.Module):
         for layer, block in enumerate(cast(list[Block], self.blocks)):
             x_BTD, keys_values = block.extend(x_BTD, mask, past[layer] if past else None)
             present.append(keys_values)
-        return self.head(self.norm(x_BTD)), present
+        return self.norm(x_BTD), present
 
     def _embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         return self.dropout(self.embedding(tokens_BT) + self.position_embedding(positions_BT))

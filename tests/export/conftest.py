@@ -1,4 +1,4 @@
-"""A small model with strong opinions, its tokenizer, and the export that every test of this room opens."""
+"""Small models with strong opinions, their tokenizer, and the exports that every test of this room opens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import inspect
 import json
 import json.decoder
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,23 +20,32 @@ from llm.data.config import TokenizeConfig
 from llm.data.tokenizer import Tokenizer, train
 from llm.export.config import ExportConfig
 from llm.export.export import export
-from llm.model.config import DecoderConfig
-from llm.model.decoder import Decoder
+from llm.model.config import parse_model
+from llm.model.families import build
 from llm.model.weights import save
 
 SOURCES = [inspect.getsource(module) for module in (argparse, textwrap, json.decoder)]
-CARD = {"name": "sample", "metadata": {"license": "apache-2.0", "tags": ["trainyard"]}, "facts": {"bits | byte": "1.5"}}
+PROPERTIES = {"trainyard.lineage": '{"trained":{"digest":"d","key":"k","stage":"pretrain"}}', "trainyard.licence": "apache-2.0"}
+CARD = {
+    "name": "sample",
+    "metadata": {"license": "apache-2.0", "tags": ["trainyard"]},
+    "facts": {"bits | byte": "1.5"},
+    "properties": PROPERTIES,
+}
+LLAMA = {"width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 48, "max_positions": 128}
+PLAIN = {"width": 32, "num_layers": 2, "num_heads": 4, "ffn_width": 48, "max_positions": 128}
+MOE = LLAMA | {"architecture": "moe", "num_experts": 4, "experts_per_token": 2}
+GENERATOR = {"width": 16, "num_layers": 1, "num_heads": 2, "ffn_width": 24}
 
 
-def a_model(vocab_size: int, *, tied: bool = True, layers: int = 2) -> Decoder:
+def a_model(sizes: dict[str, Any], vocab_size: int = 700) -> Any:
     """Random weights, wider than at the start of training, so that logits lie far apart and errors show."""
     torch.manual_seed(0)
-    config = DecoderConfig(
-        width=32, num_layers=layers, num_heads=4, num_kv_heads=2, ffn_width=48, max_positions=128, rope_theta=5_000.0, tied_embeddings=tied
-    )
-    model = Decoder(config, vocab_size).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
+    model = build(parse_model(sizes), vocab_size).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.2)
+    for name, buffer in model.named_buffers():
+        torch.nn.init.normal_(buffer, std=0.2 if name.endswith("bias_E") else 0.0)
     return model
 
 
@@ -45,8 +56,8 @@ class Exported:
     folder: Path
     trained: Path
     tokenized: Path
-    model: Decoder
-    result: dict[str, object]
+    model: Any
+    result: dict[str, Any]
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -63,10 +74,24 @@ def tokenized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+Export = Callable[..., Exported]
+
+
 @pytest.fixture(scope="session")
-def exported(tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    trained, out = tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("exported")
-    model = a_model(700)
-    save(model, trained)
-    result = export(trained, tokenized, out, ExportConfig(), card=CARD)
-    return Exported(out, trained, tokenized, model, result)
+def exporting(tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Runs the stage on a model of these sizes."""
+
+    def exporting(sizes: dict[str, Any], vocab_size: int = 700, **settings: Any) -> Exported:
+        trained, out = tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("exported")
+        model = a_model(sizes, vocab_size)
+        save(model, trained)
+        config = ExportConfig(**({"variants": (), "prompts": 3, "prompt_tokens": 20, "greedy_tokens": 24} | settings))
+        return Exported(out, trained, tokenized, model, export(trained, tokenized, out, config, card=CARD))
+
+    return exporting
+
+
+@pytest.fixture(scope="session")
+def exported(exporting: Export) -> Exported:
+    """The Llama-style decoder."""
+    return exporting(LLAMA | {"rope_theta": 5_000.0}, prompts=6, prompt_tokens=48, greedy_tokens=64)

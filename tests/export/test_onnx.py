@@ -24,7 +24,6 @@ from llm.export.parity import causal, gate
 from llm.export.parity.loaded import CachedGraph, Loaded
 from llm.serve.models.folder import open_folder
 from llm.serve.models.graph import check_graph
-
 from tests.export.conftest import PROPERTIES
 
 PROMPTS = [[1, 40, 300, 5, 17, 260, 44, 91, 350, 12], [1, 600, 601, 7], [1, 33]]
@@ -52,7 +51,7 @@ def test_the_hidden_state_is_what_the_head_reads(exported: Any) -> None:
     graph = Loaded(exported.folder / "onnx" / "model.onnx")
     ids = np.array([PROMPTS[0]])
     places = {"attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None]}
-    found = graph(["hidden"], input_ids=ids, **places, **graph.empty_cache())["hidden"]
+    found = graph({"input_ids": ids, **places, **graph.empty_cache()}, ["hidden"])["hidden"]
     with torch.inference_mode():
         expected = exported.model.features(torch.tensor(ids)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -15,6 +15,9 @@ from llm.data import template
 from llm.data.tokenizer import Tokenizer
 from llm.errors import ArtifactError
 from llm.export.tokenizer import write_tokenizer
+from llm.model.config import DecoderConfig
+
+CONFIG = DecoderConfig(width=8, num_layers=1, num_heads=1, num_kv_heads=1, ffn_width=8, max_positions=8)
 
 TEXTS = [
     "",
@@ -95,7 +98,7 @@ def a_model(path: Path, **given: Any) -> Path:
 @pytest.mark.parametrize("other", [{"add_dummy_prefix": True}, {"model_type": "unigram"}, {"model_type": "char"}])
 def test_other_kinds_travel_too(tmp_path: Path, other: dict[str, Any]) -> None:
     file = a_model(tmp_path, **other)
-    write_tokenizer(file, tmp_path / "out", context_tokens=8)
+    write_tokenizer(file, tmp_path / "out", CONFIG, 300)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
     for text in TEXTS[1:9]:
@@ -107,12 +110,12 @@ def test_other_kinds_travel_too(tmp_path: Path, other: dict[str, Any]) -> None:
 def test_a_tokenizer_that_cannot_be_said_is_refused(tmp_path: Path) -> None:
     file = a_model(tmp_path, normalization_rule_name="nmt_nfkc")
     with pytest.raises(ArtifactError, match=r"tokenizer can't be exported.*identity normalisation"):
-        write_tokenizer(file, tmp_path / "out", context_tokens=8)
+        write_tokenizer(file, tmp_path / "out", CONFIG, 300)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"tokenizer can't be read.*run tokenize again"):
-        write_tokenizer(tmp_path / "tokenizer.model", tmp_path, context_tokens=8)
+        write_tokenizer(tmp_path / "tokenizer.model", tmp_path, CONFIG, 300)
 
 
 def test_the_tokenizer_travels_unchanged(exported: Any) -> None:
