@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from flows.prepare import prepare_data
 from flows.session import session
 from llm.run import Run
-from llm.stages import RELEASED, SCORED
+from llm.stages import SCORED
 from tasks.evaluate import evaluate
 from tasks.policy import execute
 from tasks.release import export, promote
@@ -35,11 +35,11 @@ def base_model(run: Run) -> None:
 def release(run: Run, group: str) -> None:
     """Score a trained model, export it and put it before the registry: as much of that as its architecture has."""
     architecture = run.recipe.model.architecture
-    if architecture not in RELEASED:
-        get_run_logger().warning("%s has no export yet: this run ends without a model in the registry", architecture)
     if architecture in SCORED:
         execute(run, evaluate, group)
         scores(run, group)
-    if architecture in RELEASED:
-        execute(run, export, group)
+    execute(run, export, group)
+    if architecture in SCORED:
         execute(run, promote, group)
+    else:
+        get_run_logger().warning("%s has no score of text: this run ends with an export and nothing in the registry", architecture)

@@ -76,11 +76,13 @@ def rescore(champion: Version, deduped: Path, *, documents: int) -> float:
     """
     from llm.data.tokenizer import Tokenizer
     from llm.evaluate.likelihood import held_out, score
-    from llm.export.huggingface import read
+    from llm.model.origin import load
 
     champion.verify("bring its files back, or go back: trainyard promote --rollback " + champion.name)
     folder = champion.path / "huggingface"
-    model, tokenizer = read(folder), Tokenizer.load(folder)
+    if not folder.is_dir():  # no class of transformers computes this model
+        folder = champion.path / "weights"
+    model, tokenizer = load(folder), Tokenizer.load(folder)
     texts = held_out(deduped, limit=documents)
     scored = score(model, tokenizer, texts, row_tokens=int(champion.metrics["row_tokens"]))
     return float(scored["bits_per_byte"])

@@ -68,7 +68,9 @@ STAGES = {
     "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",), observe.origins),
     "finetune": Stage(("llm.train.loop", "llm.data.chat"), ("finetune", "seed"), ("torch", "sentencepiece"), observe.pairs),
     "evaluate": Stage(("llm.evaluate.evaluate",), ("evaluate", "seed"), ("torch", "sentencepiece")),
-    "export": Stage(("llm.export.export",), ("export", "name"), ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")),
+    "export": Stage(
+        ("llm.export.export",), ("export", "name", "audit.license"), ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+    ),
     "promote": Stage(("llm.promote",), ("promote", "name"), (), observe.champion),
 }
 
@@ -115,8 +117,7 @@ FLOWS = {
 
 
 RETENTION = {"keep_checkpoints", "keep_every_steps", "keep_best"}  # settings of training that change nothing in its result
-RELEASED = ("decoder",)  # what export knows, and so what a registry serves
-SCORED = ("decoder", "gpt2", "moe")  # what writes text, and so has bits per byte
+SCORED = ("decoder", "gpt2", "moe")  # what writes text, and so has bits per byte, a place in the registry and a chat model
 
 
 def nodes(flow: str, architecture: str) -> tuple[str, ...]:
@@ -124,13 +125,12 @@ def nodes(flow: str, architecture: str) -> tuple[str, ...]:
 
     Raises: RecipeError if the flow needs more of it than there is.
     """
-    if architecture in RELEASED:
+    if architecture in SCORED:
         return FLOWS[flow]
     if any(node.startswith("tuned.") for node in FLOWS[flow]):
-        remedy = "run the flow pretrain, or set model.architecture to decoder"
-        raise RecipeError(f"the flow {flow} needs an architecture that is exported", value=architecture, remedy=remedy)
-    left_out = {"base.export", "base.promote"} | (set() if architecture in SCORED else {"base.evaluate"})
-    return tuple(node for node in FLOWS[flow] if node not in left_out)
+        remedy = f"run the flow pretrain, or set model.architecture to one of {', '.join(SCORED)}"
+        raise RecipeError(f"the flow {flow} needs an architecture that writes text", value=architecture, remedy=remedy)
+    return tuple(node for node in FLOWS[flow] if node not in ("base.evaluate", "base.promote"))
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,16 @@ def job(recipe: Recipe, store: Store, run_folder: Path, node: str, parents: Mapp
 def version(package: str) -> str:
     """Of a library, or of the tables of characters that this Python brings."""
     return unicodedata.unidata_version if package == "unicodedata" else importlib.metadata.version(package)
+
+
+def fingerprint(settings: Mapping[str, Any], node: str) -> str:
+    """Short sha256 of the settings that a node and all before it read: equal for recipes that differ elsewhere only."""
+    waiting, read = [node], set[str]()
+    while waiting:
+        place = GRAPH[waiting.pop()]
+        waiting.extend(place.parents.values())
+        read.update(STAGES[place.stage].reads)
+    return sha256_of({path: _setting(settings, path) for path in sorted(read)})[:12]
 
 
 def _setting(recipe: Mapping[str, Any], path: str) -> Any:

@@ -23,9 +23,10 @@ def summary(done: Mapping[str, Artifact], stages: Mapping[str, Mapping[str, Any]
             facts["metrics"][group] = scores
             facts.setdefault("baseline", {"kneser_ney_bits_per_byte": baseline["kneser_ney"]["bits_per_byte"]})
         if exported := done.get(f"{group}.export"):
-            facts["exports"][group] = {name: str(exported.path / name) for name in ("huggingface", "onnx")}
+            folders = [exported.path / name for name in ("huggingface", "onnx") if (exported.path / name).is_dir()]
+            facts["exports"][group] = {folder.name: str(folder) for folder in folders}
             parity = _read(exported.path / "parity.json")
-            facts["parity"][group] = {name: parity[name] for name in ("max_logit_difference", "greedy_tokens_equal")}
+            facts["parity"][group] = {name: parity[name] for name in ("max_logit_difference", "greedy_tokens_equal") if name in parity}
         if promoted := done.get(f"{group}.promote"):
             decision = _read(promoted.path / "decision.json")
             facts.setdefault("registry", {})[group] = decision

@@ -7,12 +7,13 @@ from typing import Any
 
 from prefect import task
 
-from llm.artifact import Store
+from llm.artifact import Store, canonical
+from llm.data.sources.config import Source
 from llm.observe import model_name
 from llm.recipe import Recipe
 from llm.registry import of_store
 from llm.run import refs
-from llm.stages import Job
+from llm.stages import Job, fingerprint
 from tasks.policy import policy, produce
 
 
@@ -26,9 +27,27 @@ def export(job: Job) -> dict[str, str]:
 
 
 def _card(job: Job) -> dict[str, Any]:
-    """What the model card says about where the model comes from."""
-    facts = {f"made from {role}": f"{parent.stage}/{parent.key}" for role, parent in job.parents.items()}
-    return {"name": model_name(job.recipe["name"], job.node), "metadata": {"tags": ["trainyard"]}, "facts": facts}
+    """What the model card, and the graph itself, say about where the model comes from."""
+    recipe, licence = Recipe.model_validate(job.recipe), job.recipe["audit"]["license"]
+    name, read = model_name(recipe.name, job.node), fingerprint(job.recipe, job.node)
+    lineage = {role: {"stage": parent.stage, "key": parent.key, "digest": parent.digest} for role, parent in job.parents.items()}
+    train = recipe.finetune.train if job.node.startswith("tuned.") else recipe.train
+    facts = {
+        "trained": f"{train.steps:,} steps of {train.global_batch_size:,} rows of {recipe.tokenize.row_tokens:,} tokens",
+        "objective": train.objective.kind.replace("_", " "),
+        "data": ", ".join(sorted({_published(source) for source in recipe.collect.sources})),
+        "licence of the data": licence,
+        "recipe": read,
+        **{f"made from {role}": f"{parent.stage}/{parent.key}" for role, parent in job.parents.items()},
+    }
+    told = {"name": name, "recipe": read, "licence": licence, "lineage": canonical(lineage)}
+    properties = {f"trainyard.{label}": value for label, value in told.items()}
+    return {"name": name, "metadata": {"tags": ["trainyard"], "license": licence}, "facts": facts, "properties": properties}
+
+
+def _published(source: Source) -> str:
+    """A source as strangers may know it: a public data set by its id, anything else by its kind, for paths tell of a machine."""
+    return source.path if source.kind == "huggingface" and not source.path.startswith(("/", ".", "~")) else source.kind
 
 
 @task(**policy("promote"))

@@ -395,3 +395,17 @@ def test_cores_are_paid_as_a_budget_counts_them() -> None:
 
 def priced(cluster: dict[str, Any]) -> Recipe:
     return load("llama-1b", {"cluster": cluster})
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (LLAMA, "onnx/ with model.onnx; huggingface/ with LlamaForCausalLM"),
+        (T5, "onnx/ with encoder_model.onnx and decoder_model_merged.onnx; huggingface/ with T5ForConditionalGeneration"),
+        (MOE, "model.num_shared_experts 1; change that, or serve its ONNX folder"),
+    ],
+)
+def test_a_plan_says_what_is_exported(model: dict[str, Any], told: str) -> None:
+    section = parse_model({"num_layers": 2, **model})
+    recipe = load("tiny").model_copy(update={"model": section})
+    assert told in " ".join(text for _, text in forecast.exported(recipe))

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from llm.code import code_digests, normalised
-from llm.stages import differences
+from llm.errors import RecipeError
+from llm.recipe import load
+from llm.stages import SCORED, differences, fingerprint, nodes
 
 
 def test_comments_docstrings_and_layout_are_not_code() -> None:
@@ -103,3 +105,20 @@ def test_configs_hold_only_fields_and_validators(path: Path) -> None:
         if isinstance(node, ast.Lambda)
         or not (node.name.startswith("_") or any(ast.unparse(each).startswith(validators) for each in node.decorator_list))
     ] == []
+
+
+def test_a_fingerprint_is_of_the_settings_that_lead_to_a_node() -> None:
+    recipe = load("tiny").model_dump(mode="json")
+    export = fingerprint(recipe, "base.export")
+    assert fingerprint(recipe | {"promote": {}, "finetune": {}}, "base.export") == export
+    assert fingerprint(recipe | {"seed": 7}, "base.export") != export
+    assert fingerprint(recipe | {"finetune": {}}, "tuned.export") != fingerprint(recipe, "tuned.export")
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "electra", "encoder_decoder"])
+def test_every_architecture_is_exported_and_those_that_write_are_registered(architecture: str) -> None:
+    without_score = {"base.evaluate", "base.promote"}
+    assert set(nodes("pretrain", "decoder")) - set(nodes("pretrain", architecture)) == without_score
+    assert all(set(nodes("lifecycle", other)) == set(nodes("lifecycle", "decoder")) for other in SCORED)
+    with pytest.raises(RecipeError, match=f"the flow lifecycle needs an architecture that writes text: {architecture}"):
+        nodes("lifecycle", architecture)

@@ -13,7 +13,7 @@ from llm.model import sizes
 from llm.plan import machine, memory
 from llm.plan.machine import Machine
 from llm.recipe import Recipe
-from llm.stages import RELEASED
+from llm.stages import SCORED
 from llm.train.config import TrainConfig
 from llm.train.parallel import check as layout_check
 
@@ -71,8 +71,8 @@ def predicted(recipe: Recipe, train: TrainConfig, here: Machine) -> memory.Memor
 
 
 def _trainings(recipe: Recipe) -> dict[str, TrainConfig]:
-    """The sections that a flow may train by: what isn't exported is never finetuned."""
-    return {"train": recipe.train} | ({"finetune.train": recipe.finetune.train} if recipe.model.architecture in RELEASED else {})
+    """The sections that a flow may train by: what doesn't write text is never finetuned."""
+    return {"train": recipe.train} | ({"finetune.train": recipe.finetune.train} if recipe.model.architecture in SCORED else {})
 
 
 def _check_layout(recipe: Recipe) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llm.errors import RecipeError
+from llm.export.huggingface_config import check_expressible, document
 from llm.model import sizes
 from llm.plan import cost, machine
 from llm.plan.check import available_text_bytes, predicted
@@ -61,6 +63,17 @@ def elsewhere(recipe: Recipe, cluster: Cluster, *, finetunes: bool = True) -> Li
         found += _training(recipe, "finetune", tuning) + _memory(tuned.memory, f" of {cluster.memory_gib:.0f} GiB") + [_step(tuned)]
         found += _cost_there(recipe, tuning, cluster, tuned)
     return found
+
+
+def exported(recipe: Recipe) -> Lines:
+    """Which folders export will write of this architecture, and for whom."""
+    graphs = "encoder_model.onnx and decoder_model_merged.onnx" if recipe.model.architecture == "encoder_decoder" else "model.onnx"
+    written = document(recipe.model, recipe.tokenize.vocab_size, {})
+    try:
+        check_expressible(recipe.model, written)
+        return [("export", f"onnx/ with {graphs}; huggingface/ with {written['architectures'][0]}")]
+    except RecipeError as error:
+        return [("export", f"onnx/ with {graphs}; weights/ instead of huggingface/"), ("", str(error))]
 
 
 def _on_more_workers(train: TrainConfig, best: Candidate) -> TrainConfig:
