@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from llm.data.filters.privacy import PLACEHOLDERS
 from llm.data.filters.secrets import keys
+from llm.errors import TrainyardError
 
 requests = logging.getLogger("llm.serve.requests")
 events = logging.getLogger("llm.serve.events")
@@ -34,7 +35,10 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> log
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON; of an exception its kind and places, since its message may quote a prompt."""
+    """A record as one line of JSON; of an exception its kind and places, since its message may quote a prompt.
+
+    Errors of this project and of the operating system are logged by threads that see no prompt; those say what they have to.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -45,7 +49,9 @@ class JsonLines(logging.Formatter):
             **getattr(record, "facts", {}),
         }
         if record.exc_info and record.exc_info[1]:
-            line["error"] = failure(record.exc_info[1])
+            error = record.exc_info[1]
+            known = isinstance(error, TrainyardError | OSError)
+            line["error"] = f"{type(error).__name__}: {error}" if known else failure(error)
         return json.dumps({name: redacted(value) if isinstance(value, str) else value for name, value in line.items()})
 
 

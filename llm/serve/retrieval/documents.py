@@ -10,7 +10,7 @@ from llm.data.quality.config import RepairConfig
 from llm.data.repair import main_text
 from llm.data.sources import files
 from llm.data.sources.config import FilesSource
-from llm.data.sources.storage import Stored
+from llm.data.sources.storage import Stored, is_remote
 from llm.data.steps import Edited
 from llm.serve.retrieval.config import RetrievalConfig
 
@@ -18,9 +18,21 @@ from llm.serve.retrieval.config import RetrievalConfig
 def listed(config: RetrievalConfig) -> list[Stored]:
     """The files with their hashes, by name; those that nobody touched aren't read again for it.
 
+    Links that lead out of the folder are left out: who may write there may not read the rest of the machine.
+
     Raises: SourceError if the folder isn't there or can't be read.
     """
-    return [file for piece in files.pieces(_source(config), Path()) for file in piece.value]
+    assert config.documents
+    found = [file for piece in files.pieces(_source(config), Path()) for file in piece.value]
+    if is_remote(config.documents):
+        return found
+    root = Path(config.documents.removeprefix("file://")).expanduser().resolve()
+    return [file for file in found if Path(file.place).resolve().is_relative_to(root)]
+
+
+def content(file: Stored) -> str:
+    """What is the same as long as a file's content is."""
+    return file.sha256 or file.mark
 
 
 def read(config: RetrievalConfig, file: Stored) -> Iterator[Document]:

@@ -22,6 +22,7 @@ from llm.errors import CapacityError, SourceError
 from llm.serve.observe import log
 from llm.serve.retrieval import bm25
 from llm.serve.retrieval.config import RetrievalConfig
+from llm.serve.retrieval.documents import content
 
 SCHEMA = 1
 
@@ -43,7 +44,7 @@ class Passage:
 class Index:
     """Passages of files, file after file, and what ranks them: weights of terms, or vectors."""
 
-    files: dict[str, str] = field(default_factory=dict)  # sha256 by name, in the order of the passages
+    files: dict[str, str] = field(default_factory=dict)  # what identifies the content of each, in the order of the passages
     sizes: dict[str, int] = field(default_factory=dict)  # passages of each
     passages: tuple[Passage, ...] = ()
     vocabulary: bm25.Vocabulary = field(default_factory=dict)
@@ -67,7 +68,7 @@ def updated(index: Index, listed: Sequence[Stored], config: RetrievalConfig, rea
     Raises: CapacityError if there is more text, or are more passages, than the settings allow.
     """
     places = _places(index)
-    kept = [file.name for file in listed if index.files.get(file.name) == file.sha256]
+    kept = [file.name for file in listed if index.files.get(file.name) == content(file)]
     known = set(kept)
     fresh = {file: _passages(file, read, cut) for file in listed if file.name not in known}
     found = {file: passages for file, passages in fresh.items() if passages is not None}
@@ -76,7 +77,7 @@ def updated(index: Index, listed: Sequence[Stored], config: RetrievalConfig, rea
     _refuse_excess(passages, config)
     grown = replace(
         index,
-        files={name: index.files[name] for name in kept} | {file.name: file.sha256 for file in found},
+        files={name: index.files[name] for name in kept} | {file.name: content(file) for file in found},
         sizes={name: index.sizes[name] for name in kept} | {file.name: len(each) for file, each in found.items()},
         passages=passages,
     )

@@ -93,7 +93,7 @@ class Retriever:
         Raises: SourceError if it isn't there; CapacityError if it holds too much. The index stays what it was then.
         """
         listed, config = documents.listed(self.config), self.config
-        if {file.name: file.sha256 for file in listed} == self._index.files:
+        if {file.name: documents.content(file) for file in listed} == self._index.files:
             return False
         found = updated(self._index, listed, config, lambda file: documents.read(config, file), self._cut, self._embed)
         if found.files == self._index.files:  # what has changed can't be read

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from llm.errors import CapacityError
 from llm.serve.observe import log
 
 GITHUB = "ghp_" + "a1B2" * 9
@@ -53,6 +54,15 @@ def test_an_exception_leaves_its_kind_and_place_and_no_word_of_its_message(strea
     (line,) = lines(stream)
     assert str(line["error"]).startswith("ValueError at test_log.py:")
     assert "canaries" not in stream.getvalue()
+
+
+def test_what_a_watcher_reports_says_why(stream: io.StringIO) -> None:
+    log.events.warning("documents_not_indexed", exc_info=CapacityError("too much", value="9 bytes", remedy="raise it"))
+    log.events.warning("samples_not_written", exc_info=OSError(28, "No space left on device"))
+    assert [line["error"] for line in lines(stream)] == [
+        "CapacityError: too much: 9 bytes; raise it",
+        "OSError: [Errno 28] No space left on device",
+    ]
 
 
 @pytest.mark.parametrize(

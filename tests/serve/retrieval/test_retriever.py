@@ -153,10 +153,13 @@ def test_hostile_documents_are_bounded(opened: Opened, folder: Path) -> None:
     (folder / "table.csv").write_text("no,such\ncolumn,here\n")
     (folder / "broken.parquet").write_bytes(b"PAR1 not at all")
     (folder / "page.html").write_text("<html><script>while(1);</script><p>The tide table hangs in the pilot's office by the door.</p>" * 3)
-    (folder / "link.txt").symlink_to("/etc/hostname")
+    (folder.parent / "outside.txt").write_text("The safe opens with the word marigold.")
+    (folder / "link.txt").symlink_to(folder.parent / "outside.txt")
+    (folder / "folder").symlink_to(folder.parent)
     (folder / "dead.txt").symlink_to("/nowhere")
     retriever = opened()
     assert "tide table" in retriever.search("pilot's tide table", 1)[0].passage.text
+    assert retriever.search("safe marigold", 1) == []
     assert all("\0" not in each.text and len(each.text) < 20_000 for each in retriever.passages)
 
 
