@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from llm.config import Section
+
+Kind = Literal["fp16", "int8", "q4", "quantized", "calibrated"]
+GgufKind = Literal["f32", "f16", "q8_0"]
+
+
+class Gate(Section):
+    """What a variant may lose on test text against the trained model."""
+
+    max_perplexity_increase: float = Field(gt=0, description="as a share: 0.005 is half a per cent")
+    min_greedy_agreement: float = Field(ge=0, le=1, description="share of positions after which both find the same token likeliest")
+    max_logit_difference: float | None = Field(default=None, gt=0, description="largest |variant - PyTorch| logit; unset: any")
+
+
+class Gates(Section):
+    """One gate per variant. How often the likeliest token is another depends on how sure the model is of it."""
+
+    fp16: Gate = Gate(max_perplexity_increase=0.001, min_greedy_agreement=0.98, max_logit_difference=0.1)
+    int8: Gate = Gate(max_perplexity_increase=0.005, min_greedy_agreement=0.9)
+    q4: Gate = Gate(max_perplexity_increase=0.03, min_greedy_agreement=0.5)
+    quantized: Gate = Gate(max_perplexity_increase=0.005, min_greedy_agreement=0.8)
+    calibrated: Gate = Gate(max_perplexity_increase=0.005, min_greedy_agreement=0.8)
 
 
 class ExportConfig(Section):
@@ -21,3 +44,7 @@ class ExportConfig(Section):
         lt=2**31,
         description="weights from this size on go to a file beside model.onnx (a graph ends at 2 GiB)",
     )
+    variants: tuple[Kind, ...] = Field(default=("int8",), description="smaller graphs to write beside model.onnx")
+    variant_tokens: int = Field(default=8_192, ge=2, description="tokens of the test split that each is judged by")
+    gates: Gates = Gates()
+    gguf: tuple[GgufKind, ...] = Field(default=(), description="files for llama.cpp to write; decoder and gpt2 only")
