@@ -27,7 +27,7 @@ from llm.serve.observe.observer import Observer
 from llm.serve.observe.requests import Observed
 from llm.serve.page import routes as page_routes
 
-ALIVE_PATH = "/health"
+PROBED = ("/health", "/ready")  # what orchestrators ask, without a key
 
 
 def create_app(catalogue: Catalogue, settings: Settings | None = None, observer: Observer | None = None) -> FastAPI:
@@ -41,7 +41,7 @@ def create_app(catalogue: Catalogue, settings: Settings | None = None, observer:
     app.include_router(observe_routes.routes(service.observer))
     if settings.page:
         app.include_router(page_routes.page())
-    open_paths = frozenset([ALIVE_PATH, *(page_routes.PATHS if settings.page else ())])
+    open_paths = frozenset([*PROBED, *(page_routes.PATHS if settings.page else ())])
     app.add_middleware(Gate, settings=settings, traffic=service.traffic, open_paths=open_paths)
     app.add_middleware(Observed, observer=service.observer, routes=app.routes)
     add_error_handlers(app)
@@ -62,7 +62,7 @@ def _document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
-                if keys and path != ALIVE_PATH:
+                if keys and path not in PROBED:
                     operation["security"] = [{"key": []}]
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):

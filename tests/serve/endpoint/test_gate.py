@@ -80,7 +80,7 @@ def test_a_key_opens_every_route(secret_and_address: tuple[str, str]) -> None:
 
 def test_without_one_only_health_answers_and_the_pages_files(secret_and_address: tuple[str, str]) -> None:
     address = secret_and_address[1]
-    assert httpx.get(f"{address}/health").status_code == 200
+    assert [httpx.get(f"{address}{path}").status_code for path in ("/health", "/ready")] == [200, 200]
     refused = httpx.get(f"{address}/v1/models")
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
     assert refused.json()["error"]["code"] == "invalid_api_key"
@@ -120,7 +120,7 @@ def test_no_trick_opens_any_route(secret_and_address: tuple[str, str], share: in
     with httpx.Client(base_url=address, headers={"authorization": f"Bearer {secret}"}) as with_key:
         document, metrics = with_key.get("/openapi.json").json(), with_key.get("/metrics").text
         alive = with_key.get("/health").content
-    routes = [path for path in document["paths"] if path != "/health"] + ["/openapi.json", "/metrics", "/docs", "/nothing"]
+    routes = [path for path in document["paths"] if path not in ("/health", "/ready")] + ["/openapi.json", "/metrics", "/docs", "/nothing"]
     body = json.dumps(SHORT)
     content = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
     opened = []
