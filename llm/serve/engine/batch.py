@@ -98,6 +98,11 @@ class Batch:
             row.read += 1
         return logits
 
+    def check(self, row: Row, guessed: list[int]) -> np.ndarray:
+        """Logits after a row's last token and after each token that may follow it; the row itself stays as it is."""
+        tokens = [int(row.tokens[row.read]), *guessed]
+        return self.slots.read(self.rows.index(row), tokens, row.read, rows=np.arange(len(tokens)))
+
     def remove(self, row: Row, *, keep: bool = True) -> None:
         """Free the row's slot, and keep its text for prompts that begin alike."""
         slot = self.rows.index(row)

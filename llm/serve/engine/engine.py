@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from llm.data.tokenizer import Tokenizer
-from llm.errors import DataError
+from llm.errors import ArtifactError, DataError
 from llm.serve.engine.batch import Batch
+from llm.serve.engine.beams import Beams
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.generation import Chunk, Event, Generation, Scored
 from llm.serve.engine.guide import Guides
@@ -20,7 +21,8 @@ from llm.serve.engine.loop import Loop, scored
 from llm.serve.engine.prefixes import Prefixes
 from llm.serve.engine.sampling import Guide, Sampling, log_softmax
 from llm.serve.engine.session import graph_file
-from llm.serve.engine.slots import Slots
+from llm.serve.engine.slots import Slots, open_session
+from llm.serve.engine.speculation import Draft
 from llm.serve.engine.text import piece_bytes
 from llm.serve.models.folder import open_folder
 
@@ -55,8 +57,8 @@ class Engine:
         self.pieces = piece_bytes(self.tokenizer)
         self.watch: Callable[[Event], None] | None = None
         self._guides = Guides(self.tokenizer, self.pieces)
-        sizes = {"slots": config.slots + 1, "capacity": self.facts.context_tokens}
-        self._slots = Slots(self.facts, file=graph_file(config.variant), threads=config.threads, **sizes)
+        self._session = open_session(self.facts, graph_file(config.variant), threads=config.threads)
+        self._slots = Slots(self._session, self.facts, slots=config.slots + 1, capacity=self.facts.context_tokens)
         self._spare, self._reading = config.slots, threading.Lock()  # the last slot is for texts that are only read, one at a time
         self._loop = Loop(
             Batch(self._slots, Prefixes(config.prefix_tokens), most_rows=config.slots),
@@ -64,8 +66,24 @@ class Engine:
             kv_tokens=config.kv_tokens or config.slots * self.facts.context_tokens,
             queue_requests=config.queue_requests,
             prefill_tokens=config.prefill_tokens,
+            draft=self._draft(config.draft) if config.draft else None,
+            search=self._search,
             tell=self._tell,
         )
+
+    def _draft(self, folder: Path) -> Draft:
+        """The small model that writes ahead."""
+        facts = open_folder(folder)
+        if piece_bytes(Tokenizer.load(facts.path)) != self.pieces:
+            raise ArtifactError("draft has another tokenizer", value=folder, remedy="train the draft on this model's tokenizer")
+        slots = Slots(open_session(facts, threads=self.config.threads), facts, slots=1, capacity=facts.context_tokens)
+        return Draft(slots, self.config.draft_tokens)
+
+    def _search(self, generation: Generation) -> Beams:
+        slots = Slots(
+            self._session, self.facts, slots=generation.sampling.beams, capacity=len(generation.prompt) + generation.sampling.max_tokens
+        )
+        return Beams(generation, slots, np.array([piece is None for piece in self.pieces]), step_tokens=self.config.prefill_tokens)
 
     def text(self, ids: list[int]) -> str:
         """What these ids say; ids that are no text say nothing."""
@@ -89,6 +107,7 @@ class Engine:
         CapacityError if the queue is full or the engine is closed.
         """
         self._check(prompt, extra_tokens=sampling.max_tokens, biased=list(sampling.logit_bias))
+        self._check_beams(sampling)
         matcher = self._guides.matcher(sampling.guide) if sampling.guide else None
         generation = Generation(prompt, sampling, top=top, deadline_seconds=deadline_seconds, client=client, matcher=matcher)
         if sampling.max_tokens:
@@ -140,6 +159,15 @@ class Engine:
         if len(prompt) + extra_tokens > context:
             value = f"{len(prompt)} tokens and {extra_tokens} to come, of {context}"
             raise DataError("prompt and answer are longer than the context", value=value, remedy=REMEDY)
+
+    def _check_beams(self, sampling: Sampling) -> None:
+        """A search goes by the model's own probabilities, and all of its texts run at once."""
+        plain = Sampling(sampling.max_tokens, beams=sampling.beams, stop=sampling.stop, seed=sampling.seed, ignore_eos=sampling.ignore_eos)
+        same = replace(sampling, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0) == plain
+        if sampling.beams > 1 and not (same and sampling.beams <= self.config.slots):
+            raise DataError(
+                "beams can't be searched", value=sampling.beams, remedy=f"at most {self.config.slots}, without penalties and guides"
+            )
 
     def _tell(self, event: Event) -> None:
         if self.watch:

@@ -92,7 +92,7 @@ class Generation:
     @property
     def need_tokens(self) -> int:
         """What it may come to hold in memory."""
-        return len(self.prompt) + self.sampling.max_tokens
+        return (len(self.prompt) + self.sampling.max_tokens) * self.sampling.beams
 
     def cancel(self) -> None:
         """Stop at the next token; harmless when it is over."""
@@ -124,12 +124,20 @@ class Generation:
                 await filled.wait()
                 filled.clear()
                 while self._chunks:
-                    chunk = self._take()
+                    chunk = self._take_all()
                     last = chunk.finish_reason is not None
                     yield chunk
         finally:
             self._wake = None
             self.cancel()
+
+    def _take_all(self) -> Chunk:
+        """What has come as one chunk, so that a reader who lags catches up."""
+        taken = [self._take()]
+        while self._chunks and isinstance(self._chunks[0], Chunk):
+            taken.append(self._take())
+        tokens = tuple(token for chunk in taken for token in chunk.tokens)
+        return Chunk("".join(chunk.text for chunk in taken), tokens, taken[-1].finish_reason)
 
     def _take(self) -> Chunk:
         chunk = self._chunks.popleft()

@@ -18,13 +18,15 @@ NOT_TEXT = b"\xff"  # how llguidance marks ids that no text contains
 class Matcher:
     """One text of a given form, while it is written."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: LLMatcher, vocab_size: int, end: int) -> None:
+        self._matcher, self._vocab_size, self._end = matcher, vocab_size, end
 
     def allowed(self) -> np.ndarray:
-        """Which ids may follow; the end of the document is among them where the text may end."""
+        """Which ids may follow; the end of the document is among them where the text may end, or is stuck."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
+        allowed_V = np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
+        allowed_V[self._end] |= not allowed_V.any()
+        return allowed_V
 
     def take(self, id: int) -> None:
         """Go on with a token."""
@@ -56,7 +58,7 @@ class Guides:
             error = str(problem)
         if error:
             raise RecipeError("form can't be followed", value=error.splitlines()[0][:200], remedy=REMEDY)
-        return Matcher(matcher, len(self._pieces))
+        return Matcher(matcher, len(self._pieces), self._tokenizer.eos)
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:

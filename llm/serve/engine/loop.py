@@ -14,9 +14,12 @@ import numpy as np
 
 from llm.errors import ArtifactError, CapacityError
 from llm.serve.engine.batch import Batch, Row
+from llm.serve.engine.beams import Beams
 from llm.serve.engine.generation import Chunk, Event, Finished, FinishReason, Generation, Scored, Step
 from llm.serve.engine.queue import FairQueue
 from llm.serve.engine.sampling import adjust, choose, log_softmax
+from llm.serve.engine.speculation import Draft, judge
+from llm.serve.engine.text import TextStream
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +35,13 @@ class Loop:
         kv_tokens: int,
         queue_requests: int,
         prefill_tokens: int,
+        draft: Draft | None,
+        search: Callable[[Generation], Beams],
         tell: Callable[[Event], None],
     ) -> None:
         self.kv_tokens, self._queue_requests, self._prefill_tokens = kv_tokens, queue_requests, prefill_tokens
-        self._batch, self._pieces, self._tell = batch, pieces, tell
+        self._batch, self._pieces, self._tell, self._draft, self._search = batch, pieces, tell, draft, search
+        self._searches: list[Beams] = []
         self._silent = np.array([piece is None for piece in pieces])
         self._queue, self._calls = FairQueue(), deque[Callable[[], None]]()
         self._changed, self._closed = threading.Condition(), False
@@ -75,7 +81,7 @@ class Loop:
     def counts(self) -> tuple[int, int, int]:
         """Rows that run, generations that wait, tokens that are reserved."""
         with self._changed:
-            return len(self._batch.rows), len(self._queue), self._batch.reserved_tokens
+            return self._running(), len(self._queue), self._reserved_tokens()
 
     def close(self) -> None:
         """Cancel everything and end the thread."""
@@ -87,7 +93,7 @@ class Loop:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._batch.rows or self._queue or self._calls)
+                self._changed.wait_for(lambda: self._closed or self._running() or self._queue or self._calls)
                 if self._closed:
                     break
                 calls, self._calls = self._calls, deque()
@@ -102,18 +108,30 @@ class Loop:
     def _admit(self) -> list[tuple[Generation, FinishReason]]:
         """Give slots to those whose turn it is, while there is room; those that ended while they waited."""
         ended = [(generation, _over(generation)) for generation in self._queue.drop(lambda generation: _over(generation) is not None)]
-        while (first := self._queue.first()) and len(self._batch.rows) < self._batch.most_rows:
-            if self._batch.reserved_tokens + first.need_tokens > self.kv_tokens:
+        while (first := self._queue.first()) and self._running() + first.sampling.beams <= self._batch.most_rows:
+            if self._reserved_tokens() + first.need_tokens > self.kv_tokens:
                 break
             first.queue_seconds = time.monotonic() - first.began
-            self._batch.add(Row.of(self._queue.pop()))
+            generation = self._queue.pop()
+            if generation.sampling.beams > 1:
+                self._searches.append(self._search(generation))
+            else:
+                self._batch.add(Row.of(generation))
         return [(generation, reason) for generation, reason in ended if reason]
+
+    def _running(self) -> int:
+        return len(self._batch.rows) + sum(beams.generation.sampling.beams for beams in self._searches)
+
+    def _reserved_tokens(self) -> int:
+        return self._batch.reserved_tokens + sum(beams.generation.need_tokens for beams in self._searches)
 
     def _guarded_step(self) -> None:
         """A step; if it fails, so do those that are in it, and the next requests meet an empty batch."""
         try:
             for row in [row for row in self._batch.rows if _over(row.generation)]:
                 self._end_row(row, row.stream.finish(), _over(row.generation))
+            for beams in list(self._searches):
+                self._search_on(beams)
             self._write()
             self._read()
         except Exception as error:
@@ -121,14 +139,56 @@ class Loop:
             for row in list(self._batch.rows):
                 row.generation.fail(error)
                 self._batch.remove(row, keep=False)
+            for beams in self._searches:
+                beams.generation.fail(error)
+            self._searches.clear()
+
+    def _search_on(self, beams: Beams) -> None:
+        """One step of a beam search; its text comes in one piece."""
+        generation, ids = beams.generation, beams.step()
+        reason = _over(generation)
+        if ids is None and reason is None:
+            return
+        self._searches.remove(beams)
+        stream, text, tokens = TextStream(generation.sampling.stop), "", []
+        for id in ids or []:
+            piece = self._pieces[id]
+            if piece is None or stream.stopped:
+                reason = "stop"
+                break
+            text += stream.push(piece)
+            tokens.append(Scored(id))
+        self._finish(generation, Chunk(text + stream.finish(), tuple(tokens), "stop" if stream.stopped else reason or "length"))
 
     def _write(self) -> None:
-        rows = self._batch.rows[: self._batch.writing]
-        if rows:
-            began = time.perf_counter()
+        rows, began = self._batch.rows[: self._batch.writing], time.perf_counter()
+        if self._draft and len(rows) == len(self._batch.rows) == 1 and (ahead := self._draft.room(rows[0])):
+            tokens = self._speculate(self._draft, rows[0], ahead)
+            self._tell(Step("decode", 1, tokens, time.perf_counter() - began))
+        elif rows:
             logits = self._batch.write()
             self._advance(rows, logits)
             self._tell(Step("decode", len(rows), len(rows), time.perf_counter() - began))
+
+    def _speculate(self, draft: Draft, row: Row, ahead: int) -> int:
+        """Write as many tokens as the draft guesses, and one more; how many they were."""
+        before, sampling = row.count, row.generation.sampling
+        ids, drafts_TV = draft.ahead(row, ahead)
+        logits_TV = self._batch.check(row, ids)
+        for place, logits_V in enumerate(logits_TV):
+            logprobs_V = log_softmax(logits_V) if row.generation.top is not None else None
+            self._restrict(row, logits_V)
+            guessed = place < len(ids)
+            id = judge(logits_V, ids[place], drafts_TV[place], sampling, row.rng) if guessed else self._choice(row, logits_V)
+            row.read += 1
+            self._take(row, id, logprobs_V)
+            if not guessed or id != ids[place] or row not in self._batch.rows:
+                break
+        draft.agree(row.count - 1)
+        return row.count - before
+
+    def _choice(self, row: Row, logits_V: np.ndarray) -> int:
+        return int(choose(logits_V[None], [row.generation.sampling], np.array([row.rng.random()]))[0])
 
     def _read(self) -> None:
         if self._batch.writing < len(self._batch.rows):
@@ -189,7 +249,7 @@ class Loop:
 
     def _end(self) -> None:
         """What still runs or waits when the loop closes is cancelled."""
-        rest = [row.generation for row in self._batch.rows] + self._queue.drop(lambda _: True)
+        rest = [each.generation for each in (*self._batch.rows, *self._searches)] + self._queue.drop(lambda _: True)
         for call in self._calls:
             call()
         for generation in rest:

@@ -35,9 +35,8 @@ class Step:
 class Slots:
     """The model over `slots` texts of up to `capacity` tokens. For one thread at a time."""
 
-    def __init__(self, folder: ModelFolder, *, file: str = "model.onnx", slots: int, capacity: int, threads: int = 0) -> None:
-        self.slots, self.capacity, self.vocab_size = slots, capacity, folder.vocab_size
-        self._session = open_session(folder, file, threads=threads)
+    def __init__(self, session: ort.InferenceSession, folder: ModelFolder, *, slots: int, capacity: int) -> None:
+        self.capacity, self.vocab_size, self._session = capacity, folder.vocab_size, session
         self._names = [value.name for value in self._session.get_inputs() if value.name.startswith("past_key_values.")]
         declared = next(value for value in self._session.get_inputs() if value.name == self._names[0])
         self._kind = KINDS[declared.type]
@@ -64,7 +63,7 @@ class Slots:
 
     def _read(self, slot: int, ids: list[int], start: int, rows: np.ndarray, output: str, shape: tuple[int, ...]) -> np.ndarray:
         count = len(ids)
-        inputs = {
+        inputs: dict[str, np.ndarray] = {
             "input_ids": np.array([ids], np.int64),
             "position_ids": np.arange(start, start + count, dtype=np.int64)[None],
             "seqlens_k": np.array([start + count - 1], np.int32),
@@ -82,6 +81,11 @@ class Slots:
         """Let `target` hold the first tokens of `source`."""
         for buffer in self._buffers:
             buffer[target, :, :tokens] = buffer[source, :, :tokens]
+
+    def reorder(self, sources: list[int], start: int, end: int) -> None:
+        """Let slot i go on from place `start` as slot sources[i] does."""
+        for buffer in self._buffers:
+            buffer[: len(sources), :, start:end] = buffer[sources, :, start:end]
 
     def swap(self, one: int, other: int, tokens: int) -> None:
         """Exchange the first tokens of two slots."""
@@ -101,7 +105,12 @@ class Slots:
     def _decoding(self, batch: int) -> Step:
         ids, positions = (np.zeros((batch, 1), np.int64) for _ in range(2))
         lengths, longest, logits = np.zeros(batch, np.int32), np.zeros((), np.int32), self._logits[:batch]
-        inputs = {"input_ids": ids, "position_ids": positions, "seqlens_k": lengths, "total_sequence_length": longest}
+        inputs: dict[str, np.ndarray] = {
+            "input_ids": ids,
+            "position_ids": positions,
+            "seqlens_k": lengths,
+            "total_sequence_length": longest,
+        }
         binding = self._bound(inputs | {"logit_rows": np.arange(batch)}, 0, batch)
         _bind_output(binding, "logits", logits)
         return Step(ids, positions, lengths, longest, logits, binding)
@@ -118,7 +127,7 @@ class Slots:
         return binding
 
 
-def open_session(folder: ModelFolder, file: str, *, threads: int) -> ort.InferenceSession:
+def open_session(folder: ModelFolder, file: str = "model.onnx", *, threads: int = 0) -> ort.InferenceSession:
     """The graph rewritten for serving, in onnxruntime.
 
     Threads spin within a step, where operators follow each other in microseconds, and sleep between steps.

@@ -61,6 +61,12 @@ def decoder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> W
 
 
 @pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """A smaller model with the same tokenizer and other opinions."""
+    return write(LLAMA | {"num_layers": 1}, tmp_path_factory.mktemp("stranger"), tokenizer_file, seed=1).folder
+
+
+@pytest.fixture(scope="session")
 def served(decoder: Written) -> Iterator[Engine]:
     """The decoder with few slots and small steps, so that requests meet."""
     engine = Engine(decoder.folder, model_id="decoder", config=EngineConfig(threads=1, slots=4, prefill_tokens=16))
@@ -71,7 +77,7 @@ def served(decoder: Written) -> Iterator[Engine]:
 def write(sizes: dict[str, Any], folder: Path, tokenizer_file: Path, *, seed: int = 0) -> Written:
     """Random weights wide enough that logits lie apart; ids that are no text stay unlikely."""
     torch.manual_seed(seed)
-    model = build(parse_model(sizes), VOCAB_SIZE).eval()
+    model: Any = build(parse_model(sizes), VOCAB_SIZE).eval()
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3)
     with torch.no_grad():

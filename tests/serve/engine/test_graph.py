@@ -11,7 +11,7 @@ import pytest
 from llm.errors import ArtifactError
 from llm.serve.engine.graph import for_serving
 from llm.serve.engine.session import Session
-from llm.serve.engine.slots import Slots
+from llm.serve.engine.slots import Slots, open_session
 from llm.serve.models.folder import open_folder
 
 TEXTS = [np.random.default_rng(seed).integers(6, 600, size) for seed, size in enumerate((40, 25, 33))]
@@ -19,7 +19,8 @@ TEXTS = [np.random.default_rng(seed).integers(6, 600, size) for seed, size in en
 
 @pytest.fixture(scope="module")
 def slots(written: Any) -> Slots:
-    return Slots(open_folder(written.folder), slots=4, capacity=64, threads=1)
+    folder = open_folder(written.folder)
+    return Slots(open_session(folder, threads=1), folder, slots=4, capacity=64)
 
 
 @pytest.fixture(scope="module")

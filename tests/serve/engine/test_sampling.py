@@ -57,7 +57,7 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(temperature: float, top_k
         warpers.append(TopPLogitsWarper(top_p))
     if min_p:
         warpers.append(MinPLogitsWarper(min_p))
-    expected = torch.softmax(warpers(None, torch.from_numpy(logits)).double(), dim=1).numpy()
+    expected = torch.softmax(warpers(torch.zeros((1, 0), dtype=torch.long), torch.from_numpy(logits)).double(), dim=1).numpy()
     ours = weights(logits, [Sampling(1, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)]).astype(np.float64)
     assert ours / ours.sum() == pytest.approx(expected, abs=2e-6)
 
