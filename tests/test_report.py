@@ -85,7 +85,14 @@ def files(node: str) -> dict[str, Any]:
             "scores.json": scores | {"baseline": {"kneser_ney": bigram}} | answers,
             "samples.json": plain * 2 if group == "base" else chat * 2,
         },
-        "export": {},
+        "export": {
+            "parity.json": {
+                "variants": {
+                    "int8": {"file": "model_int8.onnx", "bytes": 1_501_558, "perplexity_increase": -0.00044, "greedy_agreement": 0.9896}
+                }
+            },
+            "log/speed.json": {"tokens_per_second": {"fp32": 2837.4, "int8": 4626.2}},
+        },
         "promote": {},
     }[stage]
 
@@ -100,6 +107,7 @@ def example(store: Path, nodes: list[str], *, cached: tuple[str, ...] = ()) -> d
         folder.mkdir(parents=True)
         for name, content in files(node).items():
             text = "\n".join(json.dumps(row) for row in content) if name.endswith("jsonl") else json.dumps(content)
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
         seconds = SECONDS.get(stage, 1.2)
         manifest = {
@@ -114,6 +122,7 @@ def example(store: Path, nodes: list[str], *, cached: tuple[str, ...] = ()) -> d
             "energy_kwh": seconds * 1.7 * 12 / 3.6e6,
             "versions": VERSIONS,
             "git_commit": "0123456789ab",
+            "files": {"onnx/model.onnx": {"bytes": 5_082_654}} if stage == "export" else {},
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
         state = "cached" if node in cached else "computed"
@@ -190,6 +199,8 @@ def test_a_whole_run_shows_every_section(tmp_path: Path) -> None:
     assert '<b class="bad">not promoted</b>' in page
     assert "return &lt;self&gt;.name" in page
     assert "export/ebase/onnx" in page
+    shown = " ".join(re.sub("<[^>]+>", " ", page).split())
+    assert "fp32 model.onnx 5.1 2837 – – int8 model_int8.onnx 1.5 4626 -0.04% 99.0%" in shown
     assert f"{tmp_path}/export/ebase" not in page
 
 

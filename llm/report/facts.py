@@ -176,8 +176,8 @@ def samples(stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
     return [{"group": group, "name": NAMES[group], "samples": found} for group, found in read.items() if found]
 
 
-def releases(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Parity, registry decision and export folders of each model."""
+def releases(run: Mapping[str, Any], stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
+    """Parity, registry decision, export folders and graphs of each model."""
     parity, registry = run.get("parity", {}), run.get("registry", {})
     return [
         {
@@ -186,10 +186,21 @@ def releases(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             "parity": parity.get(group),
             "decision": registry.get(group),
             "exports": run.get("exports", {}).get(group, {}),
+            "graphs": graphs(stages[f"{group}.export"]) if f"{group}.export" in stages else [],
         }
         for group in NAMES
         if group in parity or group in registry
     ]
+
+
+def graphs(exported: Stage) -> list[dict[str, Any]]:
+    """The float32 graph and its variants: bytes, tokens per second, and what each has lost; none if there is no variant."""
+    speeds = exported.read("log/speed.json", {}).get("tokens_per_second", {})
+    variants = exported.read("parity.json", {}).get("variants", {})
+    files = exported.manifest.get("files", {})
+    whole = {"file": "model.onnx", "bytes": sum(facts["bytes"] for name, facts in files.items() if name.startswith("onnx/model.onnx"))}
+    found = {"fp32": whole, **variants} if variants else {}
+    return [{"name": name, "speed": speeds.get(name), **facts} for name, facts in found.items()]
 
 
 def nodes(stages: Mapping[str, Stage]) -> list[Node]:

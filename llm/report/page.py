@@ -24,7 +24,7 @@ def write(run: Mapping[str, Any], store: Path, out: Path) -> None:
         "funnel": facts.funnel(stages),
         "scores": facts.scores(run, stages),
         "samples": facts.samples(stages),
-        "releases": facts.releases(run),
+        "releases": facts.releases(run, stages),
         "lineage": graph(facts.nodes(stages)) if stages else None,
         "costs": facts.costs(stages),
         "environment": facts.environment(stages),
