@@ -40,11 +40,11 @@ def axes(value: onnx.ValueInfoProto) -> list[str | int]:
 
 def test_names_and_axes_are_those_that_others_expect(graph: onnx.ModelProto) -> None:
     inputs, outputs = ({value.name: axes(value) for value in values} for values in (graph.graph.input, graph.graph.output))
-    cache = {f"past_key_values.{layer}.{kind}": ["batch", 2, "past", 8] for layer in (0, 1) for kind in ("key", "value")}
-    plain = {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "past + sequence"], "position_ids": ["batch", "sequence"]}
-    present = {f"present.{layer}.{kind}": ["batch", 2, "past + sequence", 8] for layer in (0, 1) for kind in ("key", "value")}
+    cache = {f"past_key_values.{layer}.{kind}": ["batch_size", 2, "past", 8] for layer in (0, 1) for kind in ("key", "value")}
+    plain = {"input_ids": ["batch_size", "sequence"], "attention_mask": ["batch_size", "past + sequence"], "position_ids": ["batch_size", "sequence"]}
+    present = {f"present.{layer}.{kind}": ["batch_size", 2, "past + sequence", 8] for layer in (0, 1) for kind in ("key", "value")}
     assert list(inputs.items()) == list((plain | cache).items())
-    assert list(outputs.items()) == list(({"logits": ["batch", "sequence", 700]} | present | {"hidden": ["batch", "sequence", 32]}).items())
+    assert list(outputs.items()) == list(({"logits": ["batch_size", "sequence", 700]} | present | {"hidden": ["batch_size", "sequence", 32]}).items())
 
 
 def test_the_hidden_state_is_what_the_head_reads(exported: Any) -> None:

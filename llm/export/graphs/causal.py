@@ -36,7 +36,7 @@ def graphs(model: Decoder | Gpt2) -> dict[str, Graph]:
         shapes,
         ["input_ids", "attention_mask", "position_ids", *cache_names("past_key_values", num_layers)],
         ["logits", *cache_names("present", num_layers), "hidden"],
-        {"attention_mask": ["batch", "past + sequence"]},
+        {"attention_mask": ["batch_size", "past + sequence"]},
     )
     return {"model.onnx": graph}
 
@@ -83,7 +83,7 @@ def _example(model: Decoder | Gpt2) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Inputs to trace with and the names of their free axes; no free axis is 0 or 1 long, which would freeze it."""
     B, T, P = 2, 3, 4
     device = model.embedding.weight.device
-    batch, sequence, past = Dim("batch", max=2**15), Dim("sequence", max=2**20), Dim("past", min=0, max=2**20)
+    batch, sequence, past = Dim("batch_size", max=2**15), Dim("sequence", max=2**20), Dim("past", min=0, max=2**20)
     ids, positions = (torch.zeros(B, T, dtype=torch.int64, device=device) for _ in range(2))  # one tensor twice would become one input
     mask = torch.ones(B, P + T, dtype=torch.int64, device=device)
     kv_heads, head_dim = cache_heads(model.config)

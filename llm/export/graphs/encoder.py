@@ -26,7 +26,7 @@ def graphs(model: Encoder | Electra) -> dict[str, Graph]:
     B, T = 2, 3
     device = model.embedding.weight.device
     inputs = tuple(torch.ones(B, T, dtype=torch.int64, device=device) for _ in range(3))
-    flat = {0: Dim("batch", max=2**15), 1: Dim("sequence", max=2**20)}
+    flat = {0: Dim("batch_size", max=2**15), 1: Dim("sequence", max=2**20)}
     outputs = ["logits", "last_hidden_state"]
     if isinstance(model, Encoder) and model.next_sentence is not None:
         outputs.append("seq_relationship_logits")
