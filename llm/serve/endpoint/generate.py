@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.data import template
-from llm.errors import DataError
+from llm.errors import DataError, RecipeError
 from llm.serve.endpoint.errors import ApiError
 from llm.serve.endpoint.requests import GenerationRequest
 from llm.serve.endpoint.service import Service
@@ -127,11 +127,20 @@ def start(
     for prompt in prompts:
         for choice in range(body.candidates):
             sampling = body.sampling(max_tokens=wanted, choice=choice)
-            generation = engine.submit(prompt, sampling, top=body.top, deadline_seconds=seconds, client=client)
+            try:
+                generation = engine.submit(prompt, sampling, top=body.top, deadline_seconds=seconds, client=client)
+            except (DataError, RecipeError) as error:
+                raise _refused(body, error) from error
             visit.cleanup.callback(generation.cancel)
             batch.generations.append(generation)
         service.catalogue.mirror(served, prompt, sampling, key=visit.record.id)
     return batch
+
+
+def _refused(body: GenerationRequest, error: DataError | RecipeError) -> ApiError:
+    """A form that can't be followed, or a search that can't be made."""
+    param = "beams" if isinstance(error, DataError) else "structured_outputs" if body.structured_outputs else "response_format"
+    return ApiError(400, f"{param}: {error.fact}; {error.remedy}", param=param)
 
 
 def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | None) -> int:
@@ -179,6 +188,10 @@ def check_end(reason: str | None) -> None:
 
 async def interleaved(generations: list[Generation]) -> AsyncIterator[tuple[int, Chunk]]:
     """Chunks of all generations as they come, each with the place of its generation."""
+    if len(generations) == 1:
+        async for chunk in generations[0]:
+            yield 0, chunk
+        return
     arrived: asyncio.Queue[tuple[int, Chunk | Exception]] = asyncio.Queue()
 
     async def pump(index: int, generation: Generation) -> None:
@@ -192,11 +205,11 @@ async def interleaved(generations: list[Generation]) -> AsyncIterator[tuple[int,
     try:
         running = len(pumps)
         while running:
-            index, chunk = await arrived.get()
-            if isinstance(chunk, Exception):
-                raise chunk
-            running -= chunk.finish_reason is not None
-            yield index, chunk
+            index, arrival = await arrived.get()
+            if isinstance(arrival, Exception):
+                raise arrival
+            running -= arrival.finish_reason is not None
+            yield index, arrival
     finally:
         for pumped in pumps:
             pumped.cancel()

@@ -138,7 +138,7 @@ class StructuredOutputs(RequestModel):
         """As the engine takes it."""
         if self.choice:
             return Guide(regex="|".join(f"({_literal(text)})" for text in self.choice))
-        return Guide(json_schema=_bounded(self.json_), regex=self.regex)
+        return Guide(json_schema=_bounded(self.json_, "structured_outputs"), regex=self.regex)
 
 
 def _literal(text: str) -> str:
@@ -146,9 +146,9 @@ def _literal(text: str) -> str:
     return "".join(f"\\{letter}" if letter in r"\.+*?()|[]{}^$/#&-~" else letter for letter in text)
 
 
-def _bounded(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+def _bounded(schema: dict[str, Any] | None, param: str) -> dict[str, Any] | None:
     if schema is not None and len(json.dumps(schema)) > MAX_SCHEMA_CHARACTERS:
-        raise ApiError(400, f"a JSON schema may have {MAX_SCHEMA_CHARACTERS} characters", param="response_format")
+        raise ApiError(400, f"a JSON schema may have {MAX_SCHEMA_CHARACTERS} characters", param=param)
     return schema
 
 
@@ -186,6 +186,8 @@ class GenerationRequest(RequestModel):
     def _consistent(self) -> GenerationRequest:
         if self.stream_options and not self.stream:
             raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
+        if self.beams > 1 and self.candidates > 1:
+            raise ApiError(400, "beam search writes one text; set n to 1", param="beams")
         return self
 
     def sampling(self, *, max_tokens: int, choice: int) -> Sampling:
@@ -302,7 +304,7 @@ class ResponseFormat(RequestModel):
         """As the engine takes it."""
         if self.type == "json_object":
             return Guide(json_schema={"type": "object"})
-        return Guide(json_schema=_bounded(self.json_schema.schema_)) if self.json_schema else None
+        return Guide(json_schema=_bounded(self.json_schema.schema_, "response_format")) if self.json_schema else None
 
 
 class RetrievalRequest(RequestModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -24,6 +25,7 @@ from llm.serve.models.spec import ModelSpec
 from llm.serve.observe import log
 
 SPARE_FILES = 256  # descriptors besides connections
+SWITCH_SECONDS = 0.0005  # Python's 5 ms let the engine's thread hold up every turn of the event loop
 
 
 def serve(specs: list[ModelSpec], settings: Settings | None = None) -> None:
@@ -36,6 +38,7 @@ def serve(specs: list[ModelSpec], settings: Settings | None = None) -> None:
     check_exposure(settings)
     check_port(settings)
     allow_files(settings.limits.connections + SPARE_FILES)
+    sys.setswitchinterval(SWITCH_SECONDS)
     log.configure()
     catalogue = Catalogue.open(specs, settings.models)
     try:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from llm.errors import CapacityError
@@ -58,7 +58,7 @@ def routes(observer: Observer) -> APIRouter:
 
 
 def _add_metrics(router: APIRouter, observer: Observer) -> None:
-    @router.get("/metrics", response_class=PlainTextResponse, responses=errors(*READING))
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **errors(*READING)})
     def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(observer.metrics.text(), media_type=CONTENT_TYPE)

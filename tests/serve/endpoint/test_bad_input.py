@@ -70,6 +70,8 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "best_of": 2, "stream": True}, 400, "best_of", "can't be streamed"),
     (COMPLETIONS, {"prompt": "x", "structured_outputs": {"regex": "x", "json": {}}}, 400, "structured_outputs", "exactly one"),
     (CHAT, {"messages": QUESTION, "max_tokens": 1, "max_completion_tokens": 2}, 400, "max_completion_tokens", "differ"),
+    (COMPLETIONS, {"prompt": "x", "beams": 2, "n": 2}, 400, "beams", "one text"),
+    (COMPLETIONS, {"prompt": "x", "beams": 2, "presence_penalty": 1}, 400, "beams", "penalties"),
     (CHAT, {"messages": QUESTION, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
     (CHAT, {"messages": QUESTION, "response_format": {"type": "json_schema"}}, 400, "response_format", "json_schema is given"),
     # too long, too many, too deep
@@ -80,7 +82,7 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {"prompt": "x" * 1_100_000}, 413, None, "1048576 bytes"),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 200_000}]}, 400, "messages", "longer than the context"),
     (CHAT, {"messages": QUESTION, "structured_outputs": {"json": nested(MAX_DEPTH)}}, 400, None, "deeper"),
-    (CHAT, {"messages": QUESTION, "structured_outputs": {"json": {"const": "x" * 40_000}}}, 400, "response_format", "characters"),
+    (CHAT, {"messages": QUESTION, "structured_outputs": {"json": {"const": "x" * 40_000}}}, 400, "structured_outputs", "characters"),
     # other routes
     ("/v1/embeddings", {"input": "x", "model": "other"}, 404, "model", "'small'"),
     ("/v1/embeddings", {"input": "x", "dimensions": 3}, 400, "dimensions", "dimensions"),
