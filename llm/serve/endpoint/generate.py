@@ -87,8 +87,7 @@ def chat_ids(engine: Engine, messages: list[dict[str, str]]) -> list[int]:
 
 def check_length(engine: Engine, text: str, *, param: str) -> None:
     """Raises: ApiError for a text that is too long for the context even if every token were the longest there is."""
-    longest = max(len(piece) for piece in engine.pieces if piece)
-    if len(text) > longest * engine.facts.context_tokens:
+    if len(text) > engine.longest_piece_bytes * engine.facts.context_tokens:
         message = f"{param} is longer than the context of {engine.facts.context_tokens} tokens"
         raise ApiError(400, message, param=param, code="context_length_exceeded")
 

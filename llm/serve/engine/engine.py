@@ -55,6 +55,7 @@ class Engine:
         self.facts = replace(facts, context_tokens=min(facts.context_tokens, config.kv_tokens or facts.context_tokens))
         self.tokenizer = Tokenizer.load(self.facts.path)
         self.pieces = piece_bytes(self.tokenizer)
+        self.longest_piece_bytes = max(len(piece) for piece in self.pieces if piece)
         self.watch: Callable[[Event], None] | None = None
         self._guides = Guides(self.tokenizer, self.pieces)
         self._session = open_session(self.facts, graph_file(config.variant), threads=config.threads)

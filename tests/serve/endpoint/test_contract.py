@@ -17,7 +17,7 @@ from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 from llm.serve.models.catalogue import Catalogue
 
-LONG = [pytest.param(1_500, seed, marks=pytest.mark.long, id=f"long-{seed}") for seed in range(4)]
+LONG = [pytest.param(1_500, seed, marks=[pytest.mark.long, pytest.mark.timeout(3_600)], id=f"long-{seed}") for seed in range(4)]
 CONFIG = """
 [dictionaries.models]
 values = ["small"]
@@ -73,5 +73,6 @@ def test_schemathesis_finds_nothing(brief: str, tmp_path: Path, examples: int, s
     command += ["--mode", "all", "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", str(examples), "--seed", str(seed)]
     command += ["--checks", "all", "--no-color", "--request-timeout", "30", "--generation-database", "none", "--continue-on-failure"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "0"})
+    print(found.stdout[-1_500:])  # how many requests, for whoever asks pytest for it
     assert found.returncode == 0, found.stdout[-8_000:] + found.stderr[-2_000:]
     assert httpx.get(f"{brief}/ready").status_code == 200
