@@ -277,6 +277,18 @@ def chat(*, url: str = "http://127.0.0.1:8000", model: str = "", key_env: str = 
 
 
 @app.command
+def traffic(folder: Path, *, forget: str = "") -> None:
+    """Make an artifact of the answers and ratings that a server kept in FOLDER. --forget ID takes an answer out of it instead."""
+    from llm.serve.observe import traffic
+
+    if forget:
+        console.print(f"{traffic.forget(folder, forget)} lines taken out")
+        return
+    artifact = traffic.commit(folder, Store(home()))
+    console.print(f"{artifact.path}: " + ", ".join(f"{count} {name}" for name, count in artifact.manifest["counts"].items()))
+
+
+@app.command
 def key(name: str, *, requests_per_minute: int = 0, tokens_per_minute: int = 0, concurrent: int = 0, days: int = 0) -> None:
     """Make a key for the server: its line for the file goes to stdout, the secret, shown once, to stderr.
 

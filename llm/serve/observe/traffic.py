@@ -17,7 +17,8 @@ from llm.artifact import Artifact, Store, sha256_file, sha256_of
 from llm.data.document import write_json_lines
 from llm.errors import DataError
 from llm.provenance import git_commit, versions
-from llm.serve.observe.segments import locked, read, segments
+from llm.serve.observe import segments
+from llm.serve.observe.segments import locked, read
 
 STAGE = "traffic"
 
@@ -29,11 +30,9 @@ def commit(folder: Path, store: Store) -> Artifact:
 
     Raises: DataError if nothing was kept.
     """
-    if not folder.is_dir():
-        raise DataError("no such folder of traffic", value=folder, remedy="name the one of observe.samples.folder")
-    with locked(folder):
+    with locked(existing(folder)):
         exchanges = list(joined(read(folder)))
-        observed = {path.name: sha256_file(path) for path in segments(folder)}
+        observed = {path.name: sha256_file(path) for path in segments.segments(folder)}
     if not exchanges:
         raise DataError("no traffic was kept", value=folder, remedy="set observe.samples.share, or rate some answers")
     facts = {"config": {}, "observed": observed, "parents": {}, "git_commit": git_commit(), "versions": versions()}
@@ -45,6 +44,21 @@ def commit(folder: Path, store: Store) -> Artifact:
         return {"exchanges": len(exchanges), "liked": len(liked), "rated": sum(bool(each["rating"]) for each in exchanges)}
 
     return store.produce(STAGE, sha256_of({"stage": STAGE, "exchanges": exchanges})[:20], facts, build)
+
+
+def forget(folder: Path, id: str) -> int:
+    """Take an answer and its ratings out of the folder of a server, running or not; returns how many lines that were."""
+    return segments.forget(existing(folder), id)
+
+
+def existing(folder: Path) -> Path:
+    """The folder itself.
+
+    Raises: DataError if there is none.
+    """
+    if not folder.is_dir():
+        raise DataError("no such folder of traffic", value=folder, remedy="name the one of observe.samples.folder")
+    return folder
 
 
 def joined(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import cli
 from llm.artifact import Artifact, Store
 from llm.data import chat, labelled
 from llm.data.config import ChatConfig, LabelledSet
@@ -12,7 +13,7 @@ from llm.data.document import Document
 from llm.data.sources import files
 from llm.data.sources.config import FilesSource
 from llm.errors import DataError
-from llm.serve.observe import segments, traffic
+from llm.serve.observe import traffic
 from llm.serve.observe.config import SamplesConfig
 from llm.serve.observe.metrics import Metrics
 from llm.serve.observe.samples import Exchange, Rating, Samples
@@ -80,15 +81,28 @@ def test_a_collection_reads_it(artifact: Artifact, tmp_path: Path) -> None:
 
 def test_equal_traffic_is_one_artifact_and_more_is_another(folder: Path, artifact: Artifact, tmp_path: Path) -> None:
     assert traffic.commit(folder, Store(tmp_path / "store")).path == artifact.path
-    segments.forget(folder, "cmpl-7")
+    traffic.forget(folder, "cmpl-7")
     less = traffic.commit(folder, Store(tmp_path / "store"))
     assert less.path != artifact.path
     assert "cmpl-7" not in (less.path / "traffic.jsonl").read_text()
 
 
+def test_the_command_makes_it_and_takes_out_of_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRAINYARD_HOME", str(tmp_path / "store"))
+    cli.traffic(folder, forget="cmpl-2")
+    cli.traffic(folder)
+    said = capsys.readouterr().out
+    assert "3 lines taken out" in said
+    assert "28 exchanges, 2 liked, 3 rated" in said
+
+
 def test_no_traffic_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         traffic.commit(tmp_path / "missing", Store(tmp_path))
+    with pytest.raises(DataError, match="no such folder"):
+        traffic.forget(tmp_path / "missing", "cmpl-1")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no traffic was kept.*set observe\.samples\.share"):
         traffic.commit(tmp_path / "empty", Store(tmp_path))
