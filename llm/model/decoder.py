@@ -5,7 +5,7 @@ Axes, for the whole of llm/model:
     C head width, F feed-forward width, V vocabulary.  logits_BTV has those three axes in that order.
 
 Source: Llama 2, https://arxiv.org/abs/2307.09288, section 2.2; parameter names follow this file, not
-the Hugging Face port (llm/export/huggingface.py maps them).
+the Hugging Face port (llm/model/pretrained.py maps them).
 """
 
 from __future__ import annotations

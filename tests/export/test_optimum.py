@@ -17,7 +17,7 @@ from tests.benchmarks.measured import TORCH, environment
 from tests.export.conftest import LLAMA, MOE, PLAIN
 
 pytestmark = pytest.mark.long
-PROGRAM = Path(__file__).parent / "peers" / "optimum.py"
+PROGRAM = Path(__file__).parent / "peers" / "opened_by_optimum.py"
 ROWS = [[1, 40, 300, 5, 17, 260, 44, 91, 350, 12], [1, 33, 8]]
 
 

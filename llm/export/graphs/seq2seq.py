@@ -5,9 +5,9 @@
                                 past_key_values.{i}.decoder|encoder.key|value [batch, heads, past or past_encoder, head_dim]
                                 → logits, present.{i}.decoder|encoder.key|value
 
-Both programs look for the merged file first. theirs picks one of two branches by a flag; this one has a single branch
-that goes by lengths: while the past of the encoder's side is 0 long, keys and values are made of `encoder_hidden_states`,
-afterwards they are taken as they come, and nothing of the encoder is multiplied again.
+Both programs look for the merged file first. The one that optimum writes picks one of two branches by a flag; this one has
+a single branch that goes by lengths: while the past of the encoder's side is 0 long, keys and values are made of
+`encoder_hidden_states`; afterwards they are taken as they come, and nothing of the encoder is multiplied again.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def extended(attention: Attention, past: list[Tensor], x_BTD: Tensor) -> list[Te
 
 def attended(attention: Attention, x_BTD: Tensor, keys_and_values: list[Tensor], bias: Tensor) -> Tensor:
     """What the new tokens take from these keys and values."""
-    query_BHTC = _heads(attention, attention.query(x_BTD))
-    attended_BHTC = F.scaled_dot_product_attention(query_BHTC, *keys_and_values, bias, scale=1.0)
+    query_BHTC, (keys, values) = _heads(attention, attention.query(x_BTD)), keys_and_values
+    attended_BHTC = F.scaled_dot_product_attention(query_BHTC, keys, values, bias, scale=1.0)
     rows_BTHC = attended_BHTC.transpose(1, 2).clone(memory_format=torch.contiguous_format)  # flatten would keep one kernel's strides
     return attention.output(rows_BTHC.flatten(2))
 
@@ -125,14 +125,14 @@ def decoder_layers(model: EncoderDecoder) -> int:
 def _encoder(model: EncoderDecoder) -> Graph:
     B, S = 2, 5
     inputs = tuple(torch.ones(B, S, dtype=torch.int64, device=model.embedding.weight.device) for _ in range(2))
-    flat = {0: Dim("batch", max=2**15), 1: Dim("encoder_sequence", max=2**20)}
+    flat = {0: Dim("batch_size", max=2**15), 1: Dim("encoder_sequence", max=2**20)}
     return Graph(PaddedEncoder(model), inputs, (flat, flat), ["input_ids", "attention_mask"], ["last_hidden_state"])
 
 
 def _decoder(model: EncoderDecoder) -> Graph:
     B, T, P, M, Q = 2, 3, 4, 7, 2  # no free axis is 0 or 1 long, which would freeze it
     config, device = model.config, model.embedding.weight.device
-    batch, sequence, past = Dim("batch", max=2**15), Dim("sequence", max=2**20), Dim("past", min=0, max=2**20)
+    batch, sequence, past = Dim("batch_size", max=2**15), Dim("sequence", max=2**20), Dim("past", min=0, max=2**20)
     memory, read = Dim("encoder_sequence", max=2**20), Dim("past_encoder", min=0, max=2**20)
     ids = torch.zeros(B, T, dtype=torch.int64, device=device)
     mask = torch.ones(B, M, dtype=torch.int64, device=device)
@@ -144,6 +144,6 @@ def _decoder(model: EncoderDecoder) -> Graph:
     shapes = ({0: batch, 1: sequence}, {0: batch, 1: memory}, {0: batch, 1: memory}, cache_shapes)
     names = ["input_ids", "encoder_hidden_states", "encoder_attention_mask", *cache_names("past_key_values", layers)]
     present = cache_names("present", layers)
-    read_axes: list[str | int] = ["batch", heads[0], "encoder_sequence", heads[1]]
+    read_axes: list[str | int] = ["batch_size", heads[0], "encoder_sequence", heads[1]]
     axes = {name: read_axes for name in present if ".encoder." in name}
     return Graph(FlatCacheDecoder(model), inputs, shapes, names, ["logits", *present], axes)

@@ -54,15 +54,16 @@ def write_graph(graph: Graph, path: Path, config: ExportConfig, properties: Mapp
     _tidy(program.model, graph.axes)
     program.model.metadata_props.update(properties or {})
     weights_bytes = sum(parameter.numel() * parameter.element_size() for parameter in graph.module.parameters())
-    program.save(str(path), external_data=weights_bytes >= config.external_data_bytes)
+    beside = f"{path.name}_data" if weights_bytes >= config.external_data_bytes else None  # the name that transformers.js asks for
+    onnx_ir.save(program.model, path, external_data=beside)
     check(path)
 
 
 def _tidy(model: onnx_ir.Model, axes: Mapping[str, list[str | int]]) -> None:
     """Name the axes, and drop the exporter's traces of source files: they change bytes, not answers."""
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name in axes:
-            value.shape = onnx_ir.Shape(axes[value.name])
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    for name, named_axes in axes.items():
+        values[name].shape = onnx_ir.Shape(named_axes)
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():

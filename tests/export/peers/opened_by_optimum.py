@@ -1,4 +1,4 @@
-"""What optimum makes of an exported folder: `python optimum.py FOLDER CLASS` prints token ids or logits as JSON."""
+"""What optimum makes of an exported folder: `python opened_by_optimum.py FOLDER CLASS` prints token ids or logits as JSON."""
 
 from __future__ import annotations
 
