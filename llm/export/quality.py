@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm.serve.engine.session import Session
+from llm.export.parity.loaded import CachedGraph
 
 Logits = Callable[[np.ndarray], np.ndarray]  # ids_T → logits_TV
 
@@ -63,26 +63,26 @@ def loss(logits_TV: np.ndarray, targets_T: np.ndarray) -> float:
     return float((np.log(np.exp(shifted_TV).sum(axis=-1)) - chosen_T).mean())
 
 
-def through_cache(session: Session) -> Logits:
+def through_cache(graph: CachedGraph) -> Logits:
     """A graph's logits of a row whose second half follows on the cache of the first, so that both ways in are judged."""
 
     def logits(ids_T: np.ndarray) -> np.ndarray:
         half = (len(ids_T) + 1) // 2
-        first, cache = session.run(ids_T[None, :half], session.empty_cache())
-        second, _ = session.run(ids_T[None, half:], cache)
+        first, cache = graph.run(ids_T[None, :half], graph.empty_cache())
+        second, _ = graph.run(ids_T[None, half:], cache)
         return np.concatenate((first[0], second[0]))
 
     return logits
 
 
-def tokens_per_second(session: Session, prompt_T: np.ndarray, *, tokens: int) -> float:
+def tokens_per_second(graph: CachedGraph, prompt_T: np.ndarray, *, tokens: int) -> float:
     """How fast one text is written, token by token behind a prompt: the best of three attempts."""
-    return max(_speed(session, prompt_T, tokens) for _ in range(3))
+    return max(_speed(graph, prompt_T, tokens) for _ in range(3))
 
 
-def _speed(session: Session, prompt_T: np.ndarray, tokens: int) -> float:
-    logits, cache = session.run(prompt_T[None], session.empty_cache())
+def _speed(graph: CachedGraph, prompt_T: np.ndarray, tokens: int) -> float:
+    logits, cache = graph.run(prompt_T[None], graph.empty_cache())
     start = time.perf_counter()
     for _ in range(tokens):
-        logits, cache = session.run(logits[:, -1:].argmax(axis=-1), cache)
+        logits, cache = graph.run(logits[:, -1:].argmax(axis=-1), cache)
     return tokens / (time.perf_counter() - start)

@@ -37,10 +37,10 @@ def fp16(model: ModelProto) -> ModelProto:
     for index, node in enumerate(graph.node):
         if index not in exact:
             _halve_attributes(node)
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name != "logits":
+    kept = {"logits"} | {name for index in exact for name in (*graph.node[index].input, *graph.node[index].output)} - read_by
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in kept:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    graph.ClearField("value_info")
     nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend(each for node in nodes for each in _with_casts(node))
@@ -97,7 +97,7 @@ def dynamic(model: ModelProto) -> ModelProto:
     with _quiet(), TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         quantize_dynamic(_untied(model), path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
-        return onnx.load(path)
+        return _with_shapes(path)
 
 
 def calibrated(model: ModelProto, samples: Iterable[Inputs]) -> ModelProto:
@@ -117,7 +117,13 @@ def calibrated(model: ModelProto, samples: Iterable[Inputs]) -> ModelProto:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        return onnx.load(path)
+        return _with_shapes(path)
+
+
+def _with_shapes(path: Path) -> ModelProto:
+    """The graph in a file, with the shapes that serving reads off it."""
+    onnx.shape_inference.infer_shapes_path(path, path)
+    return onnx.load(path)
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,9 @@ def _untied(model: ModelProto) -> ModelProto:
     graph, weights = untied.graph, {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = list(graph.node)
     del graph.node[:]
-    graph.ClearField("value_info")  # it would contradict what onnxruntime makes of a Gemm
+    inferred = [value for value in graph.value_info if value.name not in weights]  # onnxruntime may turn a Gemm's weights around
+    del graph.value_info[:]
+    graph.value_info.extend(inferred)
     for index, node in enumerate(nodes):
         if node.op_type == "Transpose" and node.input[0] in weights:
             axes = next((list(each.ints) for each in node.attribute if each.name == "perm"), None)

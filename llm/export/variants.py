@@ -26,10 +26,11 @@ import onnx
 from llm.errors import ArtifactError, DataError, DivergenceError
 from llm.export.blockwise import blockwise
 from llm.export.config import ExportConfig, Gate, Kind
+from llm.export.parity.loaded import CachedGraph
 from llm.export.quality import Logits, Quality, measure, through_cache, tokens_per_second
 from llm.export.quantize import Inputs, calibrated, dynamic, fp16
-from llm.serve.engine.session import Session, graph_file
-from llm.serve.models.folder import open_folder
+from llm.serve.engine.session import graph_file
+from llm.serve.models.graph import check_graph
 
 MAKERS: Mapping[Kind, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "fp16": fp16,
@@ -81,7 +82,7 @@ def _save(graph: onnx.ModelProto, path: Path, external_data_bytes: int) -> None:
         onnx.save_model(graph, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=1024)
     else:
         onnx.save_model(graph, path)
-    onnx.checker.check_model(path)
+    check_graph(path)
 
 
 def export(reference: Logits, tokenized: Path, folder: Path, config: ExportConfig) -> tuple[dict[str, Any], dict[str, float]]:
@@ -93,15 +94,14 @@ def export(reference: Logits, tokenized: Path, folder: Path, config: ExportConfi
     rows_NT = rows(tokenized, "test", config)
     calibration = rows(tokenized, "train", config)[:CALIBRATION_ROWS, :-1] if "calibrated" in config.variants else None
     paths = write(folder, config.variants, calibration=calibration, external_data_bytes=config.external_data_bytes)
-    opened = open_folder(folder)
-    sessions = {kind: Session(opened, variant=kind) for kind in paths}
-    found = measure(reference, {kind: through_cache(session) for kind, session in sessions.items()}, rows_NT)
+    graphs = {kind: CachedGraph(path) for kind, path in paths.items()}
+    found = measure(reference, {kind: through_cache(graph) for kind, graph in graphs.items()}, rows_NT)
     for kind in paths:
         check(kind, found[kind], getattr(config.gates, kind))
     facts: dict[str, Any] = {kind: {"file": path.name, "bytes": size(path), **asdict(found[kind])} for kind, path in paths.items()}
-    every = {"fp32": Session(opened), **sessions}
+    every = {"fp32": CachedGraph(folder / "model.onnx"), **graphs}
     prompt_T = rows_NT[0, :PROMPT_TOKENS]
-    return facts, {kind: tokens_per_second(session, prompt_T, tokens=WRITTEN_TOKENS) for kind, session in every.items()}
+    return facts, {kind: tokens_per_second(graph, prompt_T, tokens=WRITTEN_TOKENS) for kind, graph in every.items()}
 
 
 def rows(tokenized: Path, split: str, config: ExportConfig) -> np.ndarray:

@@ -24,13 +24,15 @@ from llm.export.graphs.causal import graphs
 from llm.export.graphs.trace import write_graph
 from llm.export.onnx import write as write_folder
 from llm.export.parity import causal
+from llm.export.parity.loaded import CachedGraph
 from llm.export.quality import Quality, loss, measure, through_cache
 from llm.export.quantize import fp16
 from llm.model.config import Gpt2Config, MoeConfig
 from llm.model.decoder import Decoder
 from llm.model.families import build
-from llm.serve.engine.session import Session
-from llm.serve.models.folder import open_folder
+from llm.serve.engine.config import EngineConfig
+from llm.serve.engine.engine import Engine
+from llm.serve.engine.sampling import Sampling
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -55,7 +57,7 @@ def written(exported: Any, rows: np.ndarray, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def qualities(exported: Any, written: Path, rows: np.ndarray) -> dict[str, Quality]:
-    sessions = {kind: through_cache(Session(open_folder(written), variant=kind)) for kind in KINDS}
+    sessions = {kind: through_cache(CachedGraph(written / f"model_{kind}.onnx")) for kind in KINDS}
     return measure(reference(exported), sessions, rows)
 
 
@@ -107,7 +109,7 @@ def test_every_variant_is_smaller_and_stays_near_the_model(written: Path, qualit
 
 
 def test_the_figures_are_those_of_a_plain_computation(exported: Any, written: Path, rows: np.ndarray) -> None:
-    session = Session(open_folder(written), variant="q4")
+    session = CachedGraph(written / "model_q4.onnx")
     expected = np.stack([causal.reference(exported.model, row[:-1].tolist()) for row in rows]).astype(np.float64)
     found = np.stack([session.run(row[None, :-1], session.empty_cache())[0][0] for row in rows]).astype(np.float64)
     nats = [
@@ -143,11 +145,24 @@ def test_other_families_have_the_same_variants(exported: Any, rows: np.ndarray, 
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.1)
     write_folder(model, exported.tokenized / "tokenizer.model", tmp_path, ExportConfig())
     paths = variants.write(tmp_path, KINDS, calibration=rows[:4])
-    sessions = {kind: through_cache(Session(open_folder(tmp_path), variant=kind)) for kind in KINDS}
+    sessions = {kind: through_cache(CachedGraph(path)) for kind, path in paths.items()}
     for kind, quality in measure(lambda ids_T: causal.reference(model, ids_T.tolist()), sessions, rows[:4]).items():
         assert variants.size(paths[kind]) < 0.9 * variants.size(tmp_path / "model.onnx"), kind
         assert quality.greedy_agreement > 0.4, kind
         assert abs(quality.perplexity_increase) < 0.05, kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_engine_serves_a_variant(written: Path, kind: Kind) -> None:
+    """With the graph rewritten for its own cache, it writes what the variant writes as it is."""
+    prompt = [1, 40, 300, 5, 17, 260, 44, 91, 350, 12]
+    engine = Engine(written, model_id="sample", config=EngineConfig(variant=kind, threads=1))
+    try:
+        chunks = list(engine.submit(prompt, Sampling(max_tokens=16, temperature=0.0, ignore_eos=True)))
+    finally:
+        engine.close()
+    tokens = [scored.id for chunk in chunks for scored in chunk.tokens]
+    assert tokens == causal.greedy(CachedGraph(written / f"model_{kind}.onnx"), prompt, 16)
 
 
 def test_interfaces_are_the_float32_graphs(written: Path) -> None:
@@ -212,7 +227,7 @@ def test_large_weights_lie_beside_the_variant_and_are_counted(exported: Any, wri
     variants.write(folder, ["int8"], external_data_bytes=0)
     assert (folder / "model_int8.onnx_data").is_file()
     assert variants.size(folder / "model_int8.onnx") > (folder / "model_int8.onnx").stat().st_size
-    ours, theirs = (Session(open_folder(each), variant="int8") for each in (folder, written))
+    ours, theirs = (CachedGraph(each / "model_int8.onnx") for each in (folder, written))
     ids = np.array([[1, 40, 300, 5]])
     assert np.array_equal(ours.run(ids, ours.empty_cache())[0], theirs.run(ids, theirs.empty_cache())[0])
 
