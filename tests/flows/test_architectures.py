@@ -10,13 +10,26 @@ import pytest
 from tests.conftest import Yard
 
 ENCODER = 'model={"architecture":"encoder","width":32,"num_layers":2,"num_heads":4,"ffn_width":64,"max_positions":128}'
+GPT2 = 'model={"architecture":"gpt2","width":32,"num_layers":2,"num_heads":4,"ffn_width":64,"max_positions":256}'
+MOE = (
+    'model={"architecture":"moe","width":32,"num_layers":2,"num_heads":4,"num_kv_heads":2,"ffn_width":48,"max_positions":256,'
+    '"num_experts":4,"experts_per_token":2,"router":"sigmoid","balance":"bias","num_shared_experts":1}'
+)
 MASKED = 'train.objective={"kind":"masked"}'
 
 
 def test_an_encoder_is_trained_and_exported(finished: Yard, tmp_path: Path) -> None:
     yard = finished.elsewhere(tmp_path / "store")
     yard.run("pretrain", ENCODER, MASKED, "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
-    assert sorted(yard.states) == ["base.export", "base.pretrain", "data.audit", "data.clean", "data.collect", "data.dedup", "data.tokenize"]
+    assert sorted(yard.states) == [
+        "base.export",
+        "base.pretrain",
+        "data.audit",
+        "data.clean",
+        "data.collect",
+        "data.dedup",
+        "data.tokenize",
+    ]
     trained = Path(yard.summary["stages"]["base"]["pretrain"]["path"])
     records = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
     assert len(records) == 10
@@ -27,6 +40,27 @@ def test_an_encoder_is_trained_and_exported(finished: Yard, tmp_path: Path) -> N
     assert (exports["onnx"] / "model.onnx").is_file()
     assert yard.summary["parity"]["base"]["max_logit_difference"] <= 1e-3
     assert "| objective | masked |" in (exports["onnx"] / "README.md").read_text()
+
+
+def test_gpt2_becomes_a_chat_model(finished: Yard, tmp_path: Path) -> None:
+    yard = finished.elsewhere(tmp_path / "store")
+    yard.run("lifecycle", GPT2, "train.steps=10", "finetune.train.steps=4", "cluster.workers=1", "cluster.in_process=true")
+    assert yard.summary["registry"]["model"] == "mini-chat"
+    assert yard.summary["parity"]["tuned"]["greedy_tokens_equal"] is True
+    config = json.loads(Path(yard.summary["exports"]["tuned"]["huggingface"], "config.json").read_text())
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+
+
+def test_a_mixture_without_a_class_of_transformers_is_registered_and_scored_again(finished: Yard, tmp_path: Path) -> None:
+    yard = finished.elsewhere(tmp_path / "store")
+    settings = (MOE, "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
+    yard.run("pretrain", *settings)
+    assert set(yard.summary["exports"]["base"]) == {"onnx"}
+    first = yard.summary["registry"]["base"]
+    yard.run("pretrain", *settings, "seed=8")
+    second = yard.summary["registry"]["base"]
+    assert (second["version"], second["champion_before"]) == (2, 1)
+    assert second["champion_bits_per_byte"] == pytest.approx(first["candidate_bits_per_byte"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
