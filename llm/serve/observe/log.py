@@ -37,7 +37,7 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> log
 class JsonLines(logging.Formatter):
     """A record as one line of JSON; of an exception its kind and places, since its message may quote a prompt.
 
-    Errors of this project and of the operating system are logged by threads that see no prompt; those say what they have to.
+    Those who log to `events` see no prompt: an error of this project or of the operating system says there what it has to.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -50,7 +50,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1]:
             error = record.exc_info[1]
-            known = isinstance(error, TrainyardError | OSError)
+            known = record.name == events.name and isinstance(error, TrainyardError | OSError)
             line["error"] = f"{type(error).__name__}: {error}" if known else failure(error)
         return json.dumps({name: redacted(value) if isinstance(value, str) else value for name, value in line.items()})
 

@@ -15,6 +15,7 @@ from llm.serve.engine.engine import Load
 from llm.serve.models.catalogue import Catalogue, Change
 from llm.serve.observe import log
 from llm.serve.observe.config import ObserveConfig
+from llm.serve.observe.log import failure
 from llm.serve.observe.metrics import Metrics, Version
 from llm.serve.observe.record import PLACE, Record
 from llm.serve.observe.samples import Exchange, Samples
@@ -22,6 +23,7 @@ from llm.serve.observe.spans import configured, spans
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 HOST = "127.0.0.1"
+WHOLE = ("stop", "length")  # how an answer ends that wasn't broken off
 
 
 class Observer:
@@ -59,15 +61,16 @@ class Observer:
 
     def answered(self, record: Record) -> None:
         """The last byte of an answer is about to go out. Requests for several texts at once are no samples."""
-        if self.samples and record.messages and record.status == 200 and len(record.generations) == 1:
-            (generation,) = record.generations
+        generation = record.generations[0] if len(record.generations) == 1 else None
+        if self.samples and record.messages and generation and generation.finish_reason in WHOLE:
             names = (record.answer_id, record.model, record.version, record.kind)
-            self.samples.answered(Exchange(*names, record.messages, generation.text, generation.finish_reason or ""))
+            self.samples.answered(Exchange(*names, record.messages, generation.text, generation.finish_reason))
 
     def request_ended(self, record: Record, scope: Scope, routes: Collection[str]) -> None:
         """The last byte of an answer is out, or its client is gone."""
         record.seconds = time.monotonic() - record.began
         record.route = _route(scope, routes)
+        record.error = record.error or next((failure(each.error) for each in record.generations if each.error), "")
         record.model = self.metrics.model(record.model)
         record.version = record.version if record.model else ""
         self.metrics.ended(record.route, record.model, record.status, record.seconds, broken=bool(record.error))

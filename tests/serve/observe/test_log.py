@@ -59,9 +59,11 @@ def test_an_exception_leaves_its_kind_and_place_and_no_word_of_its_message(strea
 def test_what_a_watcher_reports_says_why(stream: io.StringIO) -> None:
     log.events.warning("documents_not_indexed", exc_info=CapacityError("too much", value="9 bytes", remedy="raise it"))
     log.events.warning("samples_not_written", exc_info=OSError(28, "No space left on device"))
+    logging.getLogger("llm.serve.endpoint").warning("a stream broke off", exc_info=CapacityError("too much", value="the prompt"))
     assert [line["error"] for line in lines(stream)] == [
         "CapacityError: too much: 9 bytes; raise it",
         "OSError: [Errno 28] No space left on device",
+        "CapacityError",
     ]
 
 
