@@ -40,11 +40,13 @@ def axes(value: onnx.ValueInfoProto) -> list[str | int]:
 
 def test_names_and_axes_are_those_that_others_expect(graph: onnx.ModelProto) -> None:
     inputs, outputs = ({value.name: axes(value) for value in values} for values in (graph.graph.input, graph.graph.output))
-    cache = {f"past_key_values.{layer}.{kind}": ["batch_size", 2, "past", 8] for layer in (0, 1) for kind in ("key", "value")}
-    plain = {"input_ids": ["batch_size", "sequence"], "attention_mask": ["batch_size", "past + sequence"], "position_ids": ["batch_size", "sequence"]}
-    present = {f"present.{layer}.{kind}": ["batch_size", 2, "past + sequence", 8] for layer in (0, 1) for kind in ("key", "value")}
-    assert list(inputs.items()) == list((plain | cache).items())
-    assert list(outputs.items()) == list(({"logits": ["batch_size", "sequence", 700]} | present | {"hidden": ["batch_size", "sequence", 32]}).items())
+    row = ["batch_size", "sequence"]
+    plain = {"input_ids": row, "attention_mask": ["batch_size", "past + sequence"], "position_ids": row}
+    cached = [f"{layer}.{kind}" for layer in (0, 1) for kind in ("key", "value")]
+    past = {f"past_key_values.{name}": ["batch_size", 2, "past", 8] for name in cached}
+    present = {f"present.{name}": ["batch_size", 2, "past + sequence", 8] for name in cached}
+    assert list(inputs.items()) == list((plain | past).items())
+    assert list(outputs.items()) == list(({"logits": [*row, 700]} | present | {"hidden": [*row, 32]}).items())
 
 
 def test_the_hidden_state_is_what_the_head_reads(exported: Any) -> None:
