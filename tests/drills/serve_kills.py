@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -28,7 +30,6 @@ import psutil
 
 WANTED_SHARE = 0.99
 RETRY_AFTER_SECONDS = 1.0
-PROCESS = "ray::ServeReplica:"
 
 
 def main(seconds: float, replicas: int, clients: int, seed: int) -> int:
@@ -82,18 +83,27 @@ def answered(client: httpx.Client, body: dict[str, Any]) -> bool:
 
 
 def kill(seconds: float, chance: random.Random, counts: Counter[str]) -> float:
-    """SIGKILL to one replica a second; how many were alive before each, on average."""
+    """SIGKILL to one replica a second, among those that answer; how many did before each, on average."""
     began, alive, rounds = time.monotonic(), 0, 0
     while time.monotonic() - began < seconds:
         time.sleep(1)
-        found = [process for process in psutil.Process().children(recursive=True) if process.name().startswith(PROCESS[:15])]
+        found = answering()
         rounds, alive = rounds + 1, alive + len(found)
         if found:
-            chance.choice(found).kill()
+            os.kill(chance.choice(found), signal.SIGKILL)
             counts["kills"] += 1
         if rounds % 10 == 0:
-            print(json.dumps({"seconds": rounds, "alive": len(found), **counts}), flush=True)
+            print(json.dumps({"seconds": round(time.monotonic() - began), "alive": len(found), **counts}), flush=True)
     return alive / max(rounds, 1)
+
+
+def answering() -> list[int]:
+    """Processes of the replicas that Ray sends requests to."""
+    from ray.serve.context import _get_global_client
+
+    (application,) = _get_global_client().get_serve_details()["applications"].values()
+    replicas = [replica for deployment in application["deployments"].values() for replica in deployment["replicas"]]
+    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"])]
 
 
 def export(folder: Path) -> None:

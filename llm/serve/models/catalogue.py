@@ -164,23 +164,23 @@ class Catalogue:
                     self._catch_up(model, arm)
                 except TrainyardError as error:  # the registry is away: what is live stays live
                     log.warning("%s: %s", model.model_id, error)
+                except Exception:
+                    log.exception("%s: its champion could not be followed", model.model_id)
 
     def _catch_up(self, model: Model, arm: Arm) -> None:
         """Bring the champion of now on trial, unless it is there or has failed already."""
         with self._lock:
             self._settle(arm)
-            known = {arm.refused, *(served.release.digest for served in arm.loaded()[-1:])}
         champion = next_champion(arm.live.release.follows, self._store)
-        if champion is None or champion.digest in known:
-            return
-        if arm.trial:
-            self._end_trial(arm, "withdrawn", f"version {champion.version} is champion")
-        if champion.digest == arm.live.release.digest:
+        wanted = champion.digest if champion else ""
+        if arm.trial and arm.trial.served.release.digest != wanted:
+            self._end_trial(arm, "withdrawn", "it is no longer champion")
+        if champion is None or arm.trial or wanted in (arm.live.release.digest, arm.refused):
             return
         try:
             served = load(champion, model.model_id, self._config)
         except TrainyardError as error:
-            arm.refused = champion.digest
+            arm.refused = wanted
             self._note("refused", champion, model.model_id, str(error))
             return
         with self._lock:

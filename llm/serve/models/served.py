@@ -27,7 +27,9 @@ class Served:
 
     @property
     def version(self) -> str:
-        return self.release.version
+        """What tells it from the others under this id: its number, and another model's name."""
+        release = self.release
+        return release.version if release.name in ("", self.model_id) else f"{release.name}@{release.version}"
 
     def take(self) -> None:
         """Keep the engine open until the lease is given back."""

@@ -82,7 +82,7 @@ class Clients:
                 try:
                     assert [chunk.finish_reason for chunk in generation][-1]
                     ok = True
-                except BAD_GRAPH:
+                except (*BAD_GRAPH, RuntimeError):
                     ok = False
                 self._catalogue.report(served, ok=ok, first_token_seconds=generation.first_token_seconds)
                 (self.answered if ok else self.failed)[served.version] += 1
