@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from llm.serve.endpoint.config import Settings
 from llm.serve.endpoint.errors import add_error_handlers
 from llm.serve.endpoint.gate import Gate
+from llm.serve.endpoint.keys import Keyring
 from llm.serve.endpoint.routes.chat import chat
 from llm.serve.endpoint.routes.completions import completions
 from llm.serve.endpoint.routes.embeddings import embeddings
@@ -31,7 +32,10 @@ PROBED = ("/health", "/ready")  # what orchestrators ask, without a key
 
 
 def create_app(catalogue: Catalogue, settings: Settings | None = None, observer: Observer | None = None) -> FastAPI:
-    """The application that serves a catalogue; `app.state.service` is what its routes share."""
+    """The application that serves a catalogue; `app.state.service` is what its routes share.
+
+    Raises: ArtifactError if the keys can't be read.
+    """
     settings = settings or Settings()
     service = Service.of(catalogue, settings, observer)
     app = FastAPI(title="Trainyard", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_lifespan)
@@ -42,7 +46,8 @@ def create_app(catalogue: Catalogue, settings: Settings | None = None, observer:
     if settings.page:
         app.include_router(page_routes.page())
     open_paths = frozenset([*PROBED, *(page_routes.PATHS if settings.page else ())])
-    app.add_middleware(Gate, settings=settings, traffic=service.traffic, open_paths=open_paths)
+    keyring = Keyring(settings.keys) if settings.keys else None
+    app.add_middleware(Gate, settings=settings, keyring=keyring, traffic=service.traffic, open_paths=open_paths)
     app.add_middleware(Observed, observer=service.observer, routes=app.routes)
     add_error_handlers(app)
     app.openapi = lambda: _document(app, keys=settings.keys is not None)  # type: ignore[method-assign]

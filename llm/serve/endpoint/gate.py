@@ -23,7 +23,7 @@ from llm.serve.endpoint.visit import Visit, begin
 from llm.serve.observe.log import failure
 
 READING = ("GET", "HEAD", "OPTIONS")
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 GRACE_SECONDS = 5  # after the deadline that the engine keeps by itself
 
@@ -45,10 +45,9 @@ class ClientLeft(Exception):
 class Gate:
     """The layer around the application."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, traffic: Traffic, open_paths: frozenset[str]) -> None:
-        self.app, self.limits, self.traffic, self.open_paths = app, settings.limits, traffic, open_paths
-        self.names = () if settings.host not in LOOPBACK and not settings.host_names else (*LOOPBACK, settings.host, *settings.host_names)
-        self.keyring = Keyring(settings.keys) if settings.keys else None
+    def __init__(self, app: ASGIApp, *, settings: Settings, keyring: Keyring | None, traffic: Traffic, open_paths: frozenset[str]) -> None:
+        self.app, self.limits, self.keyring, self.traffic, self.open_paths = app, settings.limits, keyring, traffic, open_paths
+        self.names = _served_names(settings)
         self.accounts, self.failures = Accounts(), Failures(settings.limits.failed_keys_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,6 +174,13 @@ class Gate:
             left.cancel()
             work.cancel()
             await asyncio.wait({work})
+
+
+def _served_names(settings: Settings) -> frozenset[str]:
+    """Names by which clients may call the server; none is any, since beyond this machine keys guard it."""
+    if settings.host not in LOOPBACK and not settings.host_names:
+        return frozenset()
+    return frozenset(name.lower() for name in (*LOOPBACK, settings.host, *settings.host_names))
 
 
 async def _departure(receive: Receive) -> None:

@@ -19,6 +19,7 @@ from llm.serve.endpoint.app import create_app
 from llm.serve.endpoint.config import LimitsConfig, Settings
 from llm.serve.endpoint.connection import Connection
 from llm.serve.endpoint.gate import LOOPBACK
+from llm.serve.endpoint.keys import read_keys
 from llm.serve.endpoint.service import Service
 from llm.serve.models.catalogue import Catalogue
 from llm.serve.models.spec import ModelSpec
@@ -36,6 +37,8 @@ def serve(specs: list[ModelSpec], settings: Settings | None = None) -> None:
     """
     settings = settings or Settings()
     check_exposure(settings)
+    if settings.keys:
+        read_keys(settings.keys)  # before a large model is loaded
     check_port(settings)
     allow_files(settings.limits.connections + SPARE_FILES)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -51,7 +54,7 @@ def serve(specs: list[ModelSpec], settings: Settings | None = None) -> None:
 
 def check_exposure(settings: Settings) -> None:
     """Raises: RecipeError for an address beyond loopback without keys."""
-    if settings.host not in (*LOOPBACK, "::1") and settings.keys is None:
+    if settings.host not in LOOPBACK and settings.keys is None:
         remedy = "make a key (trainyard key NAME >> keys; chmod 600 keys) and add --keys keys"
         raise RecipeError("anybody could use this server", value=f"--host {settings.host} without --keys", remedy=remedy)
 

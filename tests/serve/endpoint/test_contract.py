@@ -21,8 +21,12 @@ LONG = [pytest.param(1_500, seed, marks=[pytest.mark.long, pytest.mark.timeout(3
 CONFIG = """
 [dictionaries.models]
 values = ["small"]
+[dictionaries.few]
+values = [0, 1, 5]
 
 [parameters]
+"body.max_tokens" = { dictionary = "few", probability = 0.8 }
+"body.max_completion_tokens" = { dictionary = "few", probability = 0.8 }
 "body.model" = { dictionary = "models", probability = 0.9 }
 "path.model" = { dictionary = "models", probability = 0.9 }
 "path.model_id" = { dictionary = "models", probability = 0.9 }

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llm.errors import CapacityError, RecipeError
+from llm.errors import ArtifactError, CapacityError, RecipeError
 from llm.serve.endpoint.config import Settings, load_settings
 from llm.serve.endpoint.server import check_exposure, serve
 from llm.serve.models.spec import ModelSpec
@@ -131,3 +131,10 @@ def test_options_come_on_top_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text(json.dumps({"port": 1, "host": "127.0.0.1", "models": {"engine": {"slots": 2, "threads": 3}}}))
     settings = load_settings(tmp_path / "settings.yaml", {"port": 2, "keys": None}, {"slots": 5, "threads": None})
     assert (settings.port, settings.models.engine.slots, settings.models.engine.threads) == (2, 5, 3)
+
+
+def test_keys_that_cannot_be_read_are_named_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("no key")
+    (tmp_path / "keys").chmod(0o644)
+    with pytest.raises(ArtifactError, match="chmod 600"):
+        serve([ModelSpec.parse("./nothing")], Settings(keys=tmp_path / "keys"))
