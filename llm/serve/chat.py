@@ -48,8 +48,8 @@ class Answer:
     first: float = 0.0
 
     def figures(self) -> str:
-        """Tokens, their rate after the first one, and how long that took."""
-        rate = (self.tokens - 1) / max(time.monotonic() - self.first, 1e-6) if self.tokens > 1 else 0.0
+        """Tokens, how many there were in a second, and how long the first one took."""
+        rate = self.tokens / max(time.monotonic() - self.began, 1e-6)
         return f"{self.tokens} tokens · {rate:.0f}/s · first after {(self.first - self.began) * 1000:.0f} ms" if self.tokens else ""
 
 

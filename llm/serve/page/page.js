@@ -75,8 +75,7 @@ async function answer(lane, exchange) {
   const outcome = await write(lane, exchange).catch(failed);
   lane.log.ariaBusy = "false";
   exchange.element.classList.remove("busy");
-  finish(exchange, outcome);
-  follow(lane);
+  follow(lane, () => finish(exchange, outcome));
   lane.running = null;
   refresh();
 }
@@ -88,13 +87,10 @@ async function write(lane, exchange) {
   for await (const { id, choices, usage } of parts(path, body, key(), lane.running.signal)) {
     exchange.id ??= id;
     outcome.usage = usage ?? outcome.usage;
-    for (const choice of choices) {
-      const piece = choice.delta?.content ?? choice.text ?? "";
-      if (piece) outcome.first ||= performance.now();
-      exchange.text.appendData(piece);
-      outcome.reason = choice.finish_reason ?? outcome.reason;
-    }
-    follow(lane);
+    const piece = choices.map((choice) => choice.delta?.content ?? choice.text ?? "").join("");
+    if (piece) outcome.first ||= performance.now();
+    follow(lane, () => exchange.text.appendData(piece));
+    outcome.reason = choices[0]?.finish_reason ?? outcome.reason;
   }
   return { ...outcome, ended: performance.now() };
 }
@@ -110,21 +106,24 @@ function finish(exchange, { problem, ...outcome }) {
   line.hidden = !problem;
   exchange.part(".figures").textContent = figures(outcome);
   exchange.part("footer").hidden = false;
+  exchange.part(".copy").hidden = !exchange.text.data;
   for (const name of [".good", ".bad"]) exchange.part(name).hidden = !(feedback && exchange.id);
   say(problem || (outcome.reason === "stopped" ? "Stopped" : "Answered"));
 }
 
 function figures({ began, first, ended, usage, reason }) {
-  const notes = { stopped: "stopped", length: "cut at max tokens", deadline: "out of time" };
+  const notes = { stopped: "stopped", length: "cut off", deadline: "out of time" };
   const tokens = usage?.completion_tokens;
-  const rate = tokens > 1 && first ? `${((1000 * (tokens - 1)) / Math.max(ended - first, 1)).toFixed(0)}/s` : "";
+  const rate = tokens ? `${((1000 * tokens) / (ended - began)).toFixed(0)}/s` : "";
   const wait = first ? `first after ${(first - began).toFixed(0)} ms` : "";
   return [tokens && `${tokens} tokens`, rate, wait, notes[reason]].filter(Boolean).join(" · ");
 }
 
-/** Keep the newest words in sight, unless somebody scrolled away from them. */
-function follow({ log }) {
-  if (log.scrollHeight - log.scrollTop - log.clientHeight < 80) log.scrollTop = log.scrollHeight;
+/** Change a lane and keep its end in sight, unless somebody scrolled away from it. */
+function follow({ log }, change) {
+  const near = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  change();
+  if (near) log.scrollTop = log.scrollHeight;
 }
 
 function regenerate(lane) {

@@ -103,7 +103,7 @@ def test_a_chat_streams_and_remembers(page: Page) -> None:
     assert [role for role, _ in roles] == ["system", "user", "assistant", "user"]
     assert [content for _, content in roles][1] == "what is it?"
     assert "".join(roles[2][1].split()) == "".join(first.split())
-    expect(page.locator(".figures").last).to_contain_text(re.compile(r"12 tokens · \d+/s · first after \d+ ms · cut at max tokens"))
+    expect(page.locator(".figures").last).to_contain_text(re.compile(r"12 tokens · \d+/s · first after \d+ ms · cut off"))
 
 
 def test_a_completion_continues_the_text_and_says_what_the_api_says(page: Page, http: httpx.Client) -> None:
