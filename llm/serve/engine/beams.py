@@ -61,7 +61,8 @@ class Beams:
         scores = (logprobs_BV + np.array([[beam.score] for beam in self._running])).ravel()
         enough = self._width * (1 + int(self._silent_V.sum()))
         best = sorted(np.argpartition(-scores, min(enough, len(scores) - 1))[:enough].tolist(), key=lambda place: (-scores[place], place))
-        parents, running = [], []
+        parents: list[int] = []
+        running: list[Beam] = []
         for rank, place in enumerate(best):
             parent, id = divmod(place, logprobs_BV.shape[1])
             beam = Beam((*self._running[parent].ids, id), float(scores[place]))

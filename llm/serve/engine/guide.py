@@ -50,8 +50,10 @@ class Guides:
         Raises: RecipeError if the form isn't understood or is too large.
         """
         try:
-            schema, regex = guide.json_schema, guide.regex
-            grammar = LLMatcher.grammar_from_regex(regex) if schema is None else LLMatcher.grammar_from_json_schema(dict(schema))
+            schema = guide.json_schema
+            grammar = (
+                LLMatcher.grammar_from_regex(guide.regex or "") if schema is None else LLMatcher.grammar_from_json_schema(dict(schema))
+            )
             matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
             error = matcher.get_error()
         except (ValueError, TypeError, RecursionError) as problem:

@@ -40,7 +40,8 @@ class Slots:
         self._names = [value.name for value in self._session.get_inputs() if value.name.startswith("past_key_values.")]
         declared = next(value for value in self._session.get_inputs() if value.name == self._names[0])
         self._kind = KINDS[declared.type]
-        self.width = next(value.shape[2] for value in self._session.get_outputs() if value.name == "hidden")
+        hidden = next(value for value in self._session.get_outputs() if value.name == "hidden")
+        self.width, self._hidden_kind = hidden.shape[2], KINDS[hidden.type]
         shape = (slots, folder.num_kv_heads, capacity, folder.head_dim)
         self._buffers = [_zeros(shape, self._kind) for _ in self._names]
         self._logits = np.empty((slots, self.vocab_size), np.float32)
@@ -55,13 +56,13 @@ class Slots:
 
     def read(self, slot: int, ids: list[int], start: int, *, rows: np.ndarray = NO_ROWS) -> np.ndarray:
         """Write tokens into a slot from place `start` on; logits [len(rows), vocabulary] after those of them that `rows` names."""
-        return self._read(slot, ids, start, rows, "logits", (len(rows), self.vocab_size))
+        return self._read(slot, ids, start, rows, "logits", np.empty((len(rows), self.vocab_size), np.float32))
 
     def hidden(self, slot: int, ids: list[int], start: int) -> np.ndarray:
         """What the head would read, [len(ids), width], of tokens that are written into a slot."""
-        return self._read(slot, ids, start, NO_ROWS, "hidden", (1, len(ids), self.width))[0]
+        return self._read(slot, ids, start, NO_ROWS, "hidden", np.empty((1, len(ids), self.width), self._hidden_kind))[0].astype(np.float32)
 
-    def _read(self, slot: int, ids: list[int], start: int, rows: np.ndarray, output: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _read(self, slot: int, ids: list[int], start: int, rows: np.ndarray, output: str, answer: np.ndarray) -> np.ndarray:
         count = len(ids)
         inputs: dict[str, np.ndarray] = {
             "input_ids": np.array([ids], np.int64),
@@ -70,7 +71,6 @@ class Slots:
             "total_sequence_length": np.array(start + count, np.int32),
             "logit_rows": rows,
         }
-        answer = np.empty(shape, np.float32)
         binding = self._bound(inputs, slot, 1)
         if answer.size:
             _bind_output(binding, output, answer)
