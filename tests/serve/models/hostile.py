@@ -298,7 +298,8 @@ def configs() -> Iterator[Case]:
         ("vocab_size", [600]),
     ]
     for key, value in lies:
-        yield Case(f"config: {key} {value}", _lying(key, value))
+        refused = None if (key, value) == ("num_hidden_layers", 2) else True  # the engine may count the layers itself
+        yield Case(f"config: {key} {value}", _lying(key, value), refused)
     contents = {"empty": b"", "no JSON": b"{", "a list": b"[]", "deep": b"[" * 100_000, "not UTF-8": b'"\xff"', "large": b" " * 2**21}
     for name, content in contents.items():
         yield Case(f"config: {name}", _written("config.json", content))
