@@ -36,7 +36,7 @@ try:
     from ray import serve
     from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 except ImportError as error:
-    raise DependencyError("Ray Serve is not installed", value=error.name, remedy='pip install "trainyard[cluster]"') from error
+    raise DependencyError("Ray Serve is not installed", value=error.name, remedy='pip install "ray[serve]"') from error
 
 NAME = "trainyard"
 GRACE_SECONDS = 10  # after the deadline that the endpoint keeps by itself
