@@ -253,11 +253,13 @@ def serve(
     slots: int | None = None,
     threads: int | None = None,
     variant: str | None = None,
+    replicas: int = 0,
 ) -> None:
     """Serve ONNX models, on 127.0.0.1 unless --host says otherwise.
 
     MODELS are folders, `champion` (the newest, followed), NAME@champion, NAME@VERSION, each perhaps as ID=…; by default champion.
     CONFIG is a YAML file of settings; the other options come on top of it. --host beyond this machine needs --keys FILE.
+    With REPLICAS, as many copies at most answer on Ray Serve, fewer while there is little to do.
     """
     from llm.serve.endpoint.config import load_settings
     from llm.serve.endpoint.server import serve
@@ -265,7 +267,13 @@ def serve(
 
     engine = {"slots": slots, "threads": threads, "variant": variant}
     settings = load_settings(config, {"host": host, "port": port, "keys": keys}, engine)
-    serve([ModelSpec.parse(text) for text in models or ("champion",)], settings)
+    specs = [ModelSpec.parse(text) for text in models or ("champion",)]
+    if replicas:
+        from llm.cluster.serve import Replicas, serve_replicas
+
+        serve_replicas(specs, settings, Replicas(most=replicas))
+    else:
+        serve(specs, settings)
 
 
 @app.command
