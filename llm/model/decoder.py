@@ -152,6 +152,7 @@ class Attention(nn.Module):
             key_BKSC, value_BKSC = torch.cat((past[0], key_BKSC), dim=2), torch.cat((past[1], value_BKSC), dim=2)
         grouped = mask is None or not query_BHTC.is_cuda  # no fused kernel of a GPU takes both groups and a mask
         keys, values = (key_BKSC, value_BKSC) if grouped else (repeated(part, query_BHTC.shape[1]) for part in (key_BKSC, value_BKSC))
+        grouped &= keys.shape[1] < query_BHTC.shape[1]  # ONNX has no groups of one
         attended_BHTC = F.scaled_dot_product_attention(query_BHTC, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return self.output(attended_BHTC.transpose(1, 2).flatten(2)), (key_BKSC, value_BKSC)
 

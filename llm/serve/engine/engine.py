@@ -111,6 +111,8 @@ class Engine:
         self._check_beams(sampling)
         matcher = self._guides.matcher(sampling.guide) if sampling.guide else None
         generation = Generation(prompt, sampling, top=top, deadline_seconds=deadline_seconds, client=client, matcher=matcher)
+        if generation.need_tokens > self._loop.kv_tokens:
+            raise DataError("beams need more memory than there is", value=generation.need_tokens, remedy=f"at most {self._loop.kv_tokens}")
         if sampling.max_tokens:
             self._loop.put(generation)
         else:

@@ -112,12 +112,18 @@ class Loop:
             if self._reserved_tokens() + first.need_tokens > self.kv_tokens:
                 break
             first.queue_seconds = time.monotonic() - first.began
-            generation = self._queue.pop()
+            self._start(self._queue.pop())
+        return [(generation, reason) for generation, reason in ended if reason]
+
+    def _start(self, generation: Generation) -> None:
+        try:
             if generation.sampling.beams > 1:
                 self._searches.append(self._search(generation))
             else:
                 self._batch.add(Row.of(generation))
-        return [(generation, reason) for generation, reason in ended if reason]
+        except Exception as error:  # there may be no memory for it
+            log.exception("a generation can't begin")
+            generation.fail(error)
 
     def _running(self) -> int:
         return len(self._batch.rows) + sum(beams.generation.sampling.beams for beams in self._searches)
