@@ -25,6 +25,7 @@ MAX_BIASED = 300
 MAX_SCHEMA_CHARACTERS = 32_768
 MAX_REGEX_CHARACTERS = 2_048
 MAX_BEAMS = 8
+LEAST_TEMPERATURE = 1e-3  # below it, logits divided by it may leave the numbers; the likeliest token is meant
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -163,7 +164,7 @@ class GenerationRequest(RequestModel):
     min_p: float = Field(default=0.0, ge=0, le=1)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=10)
     logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] = Field(
         default={}, max_length=MAX_BIASED
     )
@@ -194,7 +195,7 @@ class GenerationRequest(RequestModel):
         """The settings of one choice; choices of one request differ by their seed."""
         return Sampling(
             max_tokens,
-            self.temperature,
+            self.temperature if self.temperature >= LEAST_TEMPERATURE else 0.0,
             self.top_p,
             max(self.top_k, 0),
             self.min_p,
