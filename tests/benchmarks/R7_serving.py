@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import HOME, ROOT, TORCH, environment, row
+
+from tests.benchmarks.measured import HOME, ROOT, TORCH, environment, row
 
 PEERS = Path(__file__).parent / "peers"
 PACKAGES = {

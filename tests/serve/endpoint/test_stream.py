@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -18,7 +19,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["\n
 def test_events_are_read_back(values: list[dict[str, Any]], cuts: list[int]) -> None:
     written = ("".join(map(event, values)) + DONE).encode()
     places = sorted({0, len(written), *(min(cut, len(written)) for cut in cuts)})
-    parts = [written[start:end] for start, end in zip(places, places[1:], strict=False)]
+    parts = [written[start:end] for start, end in itertools.pairwise(places)]
     read = [found.data for found in SSEDecoder().iter_bytes(iter(parts))]
     assert read[-1] == "[DONE]"
     assert [json.loads(data) for data in read[:-1]] == values
