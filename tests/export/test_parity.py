@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,17 +18,19 @@ from llm.export.config import ExportConfig
 from llm.export.graphs import causal, encoder, seq2seq
 from llm.export.graphs.trace import Graph, write_graph
 from llm.export.parity import gate
+from llm.export.parity.compare import agreed
 from tests.export.conftest import LLAMA, MOE, PLAIN, a_model
 
 PROMPTS = [[1, 40, 30, 5, 17, 26, 44, 91, 35, 12], [1, 60, 61, 7, 9], [1, 33, 8]]
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "decoder": LLAMA,
+    "multi_head": LLAMA | {"num_kv_heads": LLAMA["num_heads"]},  # ONNX has no groups of one head
     "gpt2": PLAIN | {"architecture": "gpt2"},
     "moe": MOE,
     "encoder": PLAIN | {"architecture": "encoder"},
     "encoder_decoder": PLAIN | {"architecture": "encoder_decoder"},
 }
-KINDS = {"encoder": encoder.graphs, "encoder_decoder": seq2seq.graphs}
+KINDS: dict[str, Callable[..., dict[str, Graph]]] = {"encoder": encoder.graphs, "encoder_decoder": seq2seq.graphs}
 
 
 class Fed(nn.Module):
@@ -126,3 +129,33 @@ def test_a_router_that_forgets_to_share_does_not_pass(tmp_path: Path) -> None:
     write_graph(graph, tmp_path / "model.onnx", ExportConfig())
     with pytest.raises(DivergenceError, match="differs from PyTorch"):
         gate.check(model, tmp_path, PROMPTS, ExportConfig())
+
+
+def test_what_follows_a_tie_is_compared(tmp_path: Path) -> None:
+    model = a_model(LLAMA | {"tied_embeddings": False}, 100)
+    prompt = PROMPTS[0]
+    with torch.inference_mode():
+        best = int(model(torch.tensor([prompt]))[0][0, -1].argmax())
+        model.head.weight[(best + 1) % 100] = model.head.weight[best]
+        first, second = model(torch.tensor([prompt]))[0][0, -1].topk(2).values
+    assert first == second
+    write_graph(causal.graphs(model)["model.onnx"], tmp_path / "model.onnx", ExportConfig())
+    found = gate.check(model, tmp_path, [prompt], ExportConfig(greedy_tokens=16))
+    assert found["greedy_ties"] >= 1
+    assert found["greedy_tokens_compared"] >= 8
+    assert found["greedy_ties"] + found["greedy_tokens_compared"] == 16
+
+
+def test_a_mistake_after_a_tie_is_found() -> None:
+    logits = np.array([[3.0, 3.0, 0.0], [0.0, 9.0, 1.0]])
+    assert agreed([([0, 1], logits), ([1, 1], logits)], 1e-3) == {"greedy_tokens_compared": 2, "greedy_ties": 2}
+    with pytest.raises(DivergenceError, match="token 1 is 2, PyTorch says 1"):
+        agreed([([0, 2], logits)], 1e-3)
+
+
+def test_nothing_but_ties_does_not_pass(tmp_path: Path) -> None:
+    model = a_model(LLAMA | {"tied_embeddings": False}, 100)
+    torch.nn.init.zeros_(model.head.weight)
+    write_graph(causal.graphs(model)["model.onnx"], tmp_path / "model.onnx", ExportConfig())
+    with pytest.raises(DivergenceError, match="no greedy token could be compared"):
+        gate.check(model, tmp_path, PROMPTS, ExportConfig(greedy_tokens=4))

@@ -25,13 +25,18 @@ def differences(model: Writer, folder: Path, prompts: list[list[int]]) -> dict[s
     }
 
 
-def agreement(model: Writer, folder: Path, prompts: list[list[int]], tokens: int, doubt: float) -> int:
-    """How many greedy tokens were compared over all prompts, all equal.
+def agreement(model: Writer, folder: Path, prompts: list[list[int]], tokens: int, doubt: float) -> dict[str, int]:
+    """How many greedy tokens equal PyTorch's, and how many are ties; see `agreed`.
 
-    Raises: DivergenceError at the first token that differs.
+    The graph writes first and PyTorch judges all positions in one pass: both read the same text, so this is the
+    comparison of two generations at a fraction of the time.
+
+    Raises: DivergenceError at the first token that differs, or if all are ties.
     """
-    graph = CachedGraph(folder / "model.onnx")
-    return sum(greedy_agreement(model, graph, prompt, tokens, doubt=doubt) for prompt in prompts)
+    graph, longest = CachedGraph(folder / "model.onnx"), model.config.max_positions
+    written = [greedy(graph, prompt, min(tokens, longest - len(prompt))) for prompt in prompts]
+    answers = zip(prompts, written, strict=True)
+    return agreed(((answer, reference(model, prompt + answer)[len(prompt) - 1 : -1]) for prompt, answer in answers), doubt)
 
 
 def prefill_difference(model: Writer, graph: CachedGraph, prompt: list[int]) -> float:
@@ -61,18 +66,6 @@ def decode_difference(model: Writer, graph: CachedGraph, prompt: list[int]) -> f
         logits, cache = graph.run(np.array([[token]]), cache)
         singles.append(logits[0, 0])
     return largest(np.array([piece[0] - expected, np.array(singles) - expected]))
-
-
-def greedy_agreement(model: Writer, graph: CachedGraph, prompt: list[int], tokens: int, *, doubt: float) -> int:
-    """How many greedy tokens were compared, all equal; it ends early where PyTorch's two best are closer than `doubt`.
-
-    The graph writes first and PyTorch judges all positions in one pass: as long as they agree, both have read
-    the same text, so this is the comparison of two generations at a fraction of the time.
-
-    Raises: DivergenceError at the first token that differs.
-    """
-    written = greedy(graph, prompt, min(tokens, model.config.max_positions - len(prompt)))
-    return agreed(written, reference(model, prompt + written)[len(prompt) - 1 : -1], doubt)
 
 
 def greedy(graph: CachedGraph, prompt: list[int], tokens: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from llm.errors import DivergenceError
@@ -12,23 +14,33 @@ def largest(difference: np.ndarray) -> float:
     return float(np.abs(difference).max())
 
 
-def agreed(written: list[int], expected: np.ndarray, doubt: float) -> int:
-    """How many written tokens were compared with PyTorch's logits [time, vocabulary] at their places, all equal.
+def agreed(answers: Iterable[tuple[list[int], np.ndarray]], doubt: float) -> dict[str, int]:
+    """How many written tokens equal what PyTorch finds likeliest, over answers and PyTorch's logits [time, vocabulary] at their places.
 
-    It ends early where PyTorch's two best are closer than `doubt`.
+    A place where PyTorch's two best are no further apart than `doubt` is a tie: not compared, only counted. What follows it
+    is compared again, for PyTorch has read the same text up to there, whichever of the two was written.
 
-    Raises: DivergenceError at the first token that differs.
+    Raises: DivergenceError at the first token that differs, or if all places are ties.
+
+    Example:
+        >>> agreed([([1, 0], np.array([[2.0, 2.0, 0.0], [5.0, 1.0, 0.0]]))], doubt=1e-3)
+        {'greedy_tokens_compared': 1, 'greedy_ties': 1}
     """
-    for step, (token, logits_V) in enumerate(zip(written, expected, strict=True)):
-        second, best = np.partition(logits_V, -2)[-2:]
-        if best - second < doubt:
-            return step
-        if token != logits_V.argmax():
-            value = f"token {step} is {token}, PyTorch says {logits_V.argmax()}"
+    compared = ties = 0
+    for written, expected in answers:
+        second, best = np.partition(expected, -2)[:, -2:].T
+        tied, likeliest = best - second <= doubt, expected.argmax(axis=1)
+        wrong = np.flatnonzero(~tied & (likeliest != written))
+        if len(wrong):
+            value = f"token {wrong[0]} is {written[wrong[0]]}, PyTorch says {likeliest[wrong[0]]}"
             raise DivergenceError(
                 "greedy tokens differ", value=value, remedy="the graph's cache or positions are wrong; see llm/export/graphs"
             )
-    return len(written)
+        ties, compared = ties + int(tied.sum()), compared + int((~tied).sum())
+    if not compared:
+        remedy = "PyTorch's two best logits are everywhere closer than twice the graph's difference; train longer"
+        raise DivergenceError("no greedy token could be compared", value=f"{ties} ties within {doubt:.1e}", remedy=remedy)
+    return {"greedy_tokens_compared": compared, "greedy_ties": ties}
 
 
 def padded(rows: list[list[int]], *, left: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from llm.export.parity import causal, encoder, seq2seq
 
 Prompts = list[list[int]]
 Check = Callable[[Any, Path, Prompts], dict[str, float]]
-Agreement = Callable[[Any, Path, Prompts, int, float], int]
+Agreement = Callable[[Any, Path, Prompts, int, float], dict[str, int]]
 
 DIFFERENCES: Mapping[str, Check] = {
     "decoder": causal.differences,
@@ -37,7 +37,7 @@ AGREEMENT: Mapping[str, Agreement] = {  # of those that write
 def check(model: Any, folder: Path, prompts: Prompts, config: ExportConfig) -> dict[str, Any]:
     """Measure the largest logit difference of a folder's graphs, and compare greedy tokens of a model that writes.
 
-    Raises: DivergenceError if either is beyond what `config` allows.
+    Raises: DivergenceError if either is beyond what `config` allows, or if no greedy token could be compared.
     """
     architecture = model.config.architecture
     by_shape = DIFFERENCES[architecture](model, folder, prompts)
@@ -47,6 +47,6 @@ def check(model: Any, folder: Path, prompts: Prompts, config: ExportConfig) -> d
         raise DivergenceError("exported graph differs from PyTorch", value=by_shape, remedy=remedy)
     found: dict[str, Any] = {"max_logit_difference": difference, "max_logit_difference_by_shape": by_shape}
     if architecture in AGREEMENT:
-        compared = AGREEMENT[architecture](model, folder, prompts, config.greedy_tokens, 2 * difference)
-        found |= {"greedy_tokens_equal": True, "greedy_tokens_compared": compared, "greedy_prompts": len(prompts)}
+        counts = AGREEMENT[architecture](model, folder, prompts, config.greedy_tokens, 2 * difference)
+        found |= {"greedy_tokens_equal": True, "greedy_prompts": len(prompts)} | counts
     return found

@@ -24,16 +24,14 @@ def differences(model: EncoderDecoder, folder: Path, prompts: list[list[int]]) -
     }
 
 
-def agreement(model: EncoderDecoder, folder: Path, prompts: list[list[int]], tokens: int, doubt: float) -> int:
-    """How many greedy tokens were compared over all prompts, all equal; see llm/export/parity/causal.py.
+def agreement(model: EncoderDecoder, folder: Path, prompts: list[list[int]], tokens: int, doubt: float) -> dict[str, int]:
+    """How many greedy tokens equal PyTorch's, and how many are ties; see llm/export/parity/causal.py.
 
-    Raises: DivergenceError at the first token that differs.
+    Raises: DivergenceError at the first token that differs, or if all are ties.
     """
-    graphs, compared = Seq2SeqGraphs(folder), 0
-    for prompt in prompts:
-        written = greedy(graphs, prompt, tokens)
-        compared += agreed(written, reference(model, prompt, [START, *written])[:-1], doubt)
-    return compared
+    graphs = Seq2SeqGraphs(folder)
+    answers = ((prompt, greedy(graphs, prompt, tokens)) for prompt in prompts)
+    return agreed(((answer, reference(model, prompt, [START, *answer])[:-1]) for prompt, answer in answers), doubt)
 
 
 def greedy(graphs: Seq2SeqGraphs, prompt: list[int], tokens: int) -> list[int]:
