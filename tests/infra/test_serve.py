@@ -94,6 +94,12 @@ def test_command_lines_are_those_of_the_command(command: list[str]) -> None:
     assert [ModelSpec.parse(text).sources[0].source.text for text in bound.args] == ["/mnt/models"]
 
 
+def test_an_engine_takes_as_many_threads_as_its_pod_has_cores() -> None:
+    (container,) = MANIFESTS["kserve.yaml"]["spec"]["predictor"]["containers"]
+    _, bound, _ = app.parse_args(shlex.join(container["args"]), print_error=False, exit_on_error=False)
+    assert bound.arguments["threads"] == int(container["resources"]["limits"]["cpu"])
+
+
 def test_ray_knows_the_configuration() -> None:
     configuration = yaml.safe_load(MANIFESTS["rayservice.yaml"]["spec"]["serveConfigV2"])
     (application,) = ServeDeploySchema.model_validate(configuration).applications

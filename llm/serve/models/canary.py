@@ -5,7 +5,11 @@ Both answer requests in the same window. The trial ends in one of two ways.
 - Rolled back, as soon as the next version has failed `failures` requests and its error rate is above the live version's
   by more than `error_margin`; or as soon as both have shown `latency_requests` first tokens and its median time is above
   `latency_ratio` times the live version's plus `latency_slack_seconds`.
-- Promoted, when it has answered `requests` requests without that, or when `seconds` have passed.
+- Promoted, when its error rate is within that margin and it has met `requests` requests; or fewer, when `seconds` have
+  passed and it has answered `answers` of them, or the live version met none either. Then the generation that it wrote
+  when it was loaded (served.py) is all that anybody asked for.
+
+Until one of them happens it stays on trial: a version that never answers takes no more than its share.
 
 A median, since one slow request in a window of a few dozen says nothing.
 """
@@ -42,6 +46,10 @@ class Tally:
     def error_rate(self) -> float:
         return self.failures / max(self.requests, 1)
 
+    @property
+    def answers(self) -> int:
+        return self.requests - self.failures
+
 
 def judge(live: Tally, trial: Tally, seconds: float, config: CanaryConfig) -> tuple[Verdict, str]:
     """What becomes of a version after so many seconds on trial, and why.
@@ -50,7 +58,8 @@ def judge(live: Tally, trial: Tally, seconds: float, config: CanaryConfig) -> tu
         >>> judge(Tally(100, 1), Tally(5, 3), 10.0, CanaryConfig())
         ('rolled back', '3 of 5 requests failed, 1 of 100 of the live version')
     """
-    if trial.failures >= config.failures and trial.error_rate > live.error_rate + config.error_margin:
+    worse = trial.error_rate > live.error_rate + config.error_margin
+    if trial.failures >= config.failures and worse:
         return (
             "rolled back",
             f"{trial.failures} of {trial.requests} requests failed, {live.failures} of {live.requests} of the live version",
@@ -59,7 +68,8 @@ def judge(live: Tally, trial: Tally, seconds: float, config: CanaryConfig) -> tu
         usual, found = median(live.first_token_seconds), median(trial.first_token_seconds)
         if found > config.latency_ratio * usual + config.latency_slack_seconds:
             return "rolled back", f"its median first token took {found:.3f} s, the live version's {usual:.3f} s"
-    if trial.requests >= config.requests or seconds >= config.seconds:
+    quiet = seconds >= config.seconds and (trial.answers >= config.answers or live.requests == 0)
+    if not worse and (trial.requests >= config.requests or quiet):
         return "promoted", f"{trial.failures} of {trial.requests} requests failed in {seconds:.0f} s"
     return "on trial", ""
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Literal
 
 from llm.artifact import Store
-from llm.errors import ArtifactError, CapacityError, RecipeError, TrainyardError
+from llm.errors import ArtifactError, RecipeError, TrainyardError
 from llm.run import home
 from llm.serve.engine.engine import Engine
 from llm.serve.engine.generation import Event
@@ -32,6 +32,7 @@ from llm.serve.models.spec import ModelSpec
 
 UNNAMED = "trainyard"  # the id of a folder that was given none
 REMEMBERED = 1000  # changes
+CLOSE_SECONDS = 5  # that closing waits for what the follower is at
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +111,14 @@ class Catalogue:
     def mirror(self, served: Served, prompt: list[int], sampling: Sampling, *, key: str = "") -> None:
         """Send a copy of a request to the model's shadow, if it has one and the key falls into its share.
 
-        Nobody reads the answer; a shadow that is busy or reads otherwise is left alone.
+        Nobody reads the answer; a shadow that is busy, reads otherwise or can't do what is asked is left alone.
         """
-        model = self._models[served.model_id]
+        model, limits = self._models[served.model_id], self._config.shadow
         if model.shadow and place(key or uuid.uuid4().hex, "shadow") < model.shadow_share and model.shadow.reads_as(served):
-            with suppress(CapacityError):
-                model.shadow.engine.submit(prompt, sampling, client="shadow")
+            engine = model.shadow.engine
+            if engine.load().waiting < limits.waiting:
+                with suppress(TrainyardError):
+                    engine.submit(prompt, sampling, deadline_seconds=limits.seconds, client="shadow")
 
     def report(self, served: Served, *, ok: bool, first_token_seconds: float | None = None) -> None:
         """Say how a request ended: `ok` is false if the model failed, not if the request was wrong."""
@@ -147,10 +150,10 @@ class Catalogue:
         return bool(self._models) and not self._closed.is_set()
 
     def close(self) -> None:
-        """Stop following, and free every engine after its last request."""
+        """Stop following, also in the middle of a rehearsal, and free every engine after its last request."""
         self._closed.set()
         if self._follower.is_alive():
-            self._follower.join()
+            self._follower.join(CLOSE_SECONDS)
         for served in self.loaded():
             served.close()
 
@@ -178,12 +181,17 @@ class Catalogue:
         if champion is None or arm.trial or wanted in (arm.live.release.digest, arm.refused):
             return
         try:
-            served = load(champion, model.model_id, self._config)
+            served = load(champion, model.model_id, self._config, stop=self._closed)
         except TrainyardError as error:
+            if self._closed.is_set():
+                return
             arm.refused = wanted
             self._note("refused", champion, model.model_id, str(error))
             return
         with self._lock:
+            if self._closed.is_set():
+                served.close()
+                return
             if self._watch:
                 served.engine.watch = partial(self._watch, served)
             arm.live.tally, arm.trial, arm.refused = Tally(), Trial(served), ""

@@ -14,6 +14,7 @@ class CanaryConfig(Section):
     share: float = Field(default=0.1, gt=0, le=1, description="share of the requests that the next version answers")
     requests: int = Field(default=50, ge=1, description="requests that it has to answer")
     seconds: float = Field(default=120, ge=0, description="seconds after which fewer are enough, so that a quiet server follows too")
+    answers: int = Field(default=1, ge=1, description="requests that it has to have answered by then, unless the live version met none")
     failures: int = Field(default=3, ge=1, description="failed requests before a roll-back is thought of")
     error_margin: float = Field(default=0.02, ge=0, description="error rate above the live version's that is borne")
     latency_ratio: float = Field(
@@ -31,6 +32,13 @@ class LoadConfig(Section):
     seconds: float = Field(default=300, gt=0, description="computing time of that process")
 
 
+class ShadowConfig(Section):
+    """What a shadow's copies of requests may take."""
+
+    seconds: float = Field(default=30, gt=0, description="time for a copy's answer, which nobody waits for")
+    waiting: int = Field(default=16, ge=1, description="copies that may wait for a slot; beyond it none are made")
+
+
 class ModelsConfig(Section):
     """Which versions are served."""
 
@@ -38,3 +46,4 @@ class ModelsConfig(Section):
     engine: EngineConfig = EngineConfig()
     canary: CanaryConfig = CanaryConfig()
     load: LoadConfig = LoadConfig()
+    shadow: ShadowConfig = ShadowConfig()

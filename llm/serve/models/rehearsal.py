@@ -14,10 +14,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from llm.errors import ArtifactError, TrainyardError
+from llm.errors import ArtifactError, CapacityError, TrainyardError
 from llm.sandbox import confine
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
@@ -29,24 +31,25 @@ ROOT = Path(__file__).parents[3]
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 PATIENCE = 4  # how much longer than computing may it take by the clock
 ANSWER_BYTES = 2**16
+LOOK_SECONDS = 0.1  # between two looks whether to stop
 
 log = logging.getLogger(__name__)
 
 
-def rehearse(folder: Path, engine: EngineConfig, limits: LoadConfig) -> None:
+def rehearse(folder: Path, engine: EngineConfig, limits: LoadConfig, *, stop: threading.Event | None = None) -> None:
     """Load the model at `folder` and generate with it, in a process of its own.
 
-    Raises: ArtifactError if that process refuses the folder, dies of it, or takes too long.
+    Raises: ArtifactError if that process refuses the folder, dies of it, or takes too long; CapacityError if `stop` is set meanwhile.
     """
     command = [sys.executable, "-P", "-m", __name__, str(folder.resolve()), engine.model_dump_json(), limits.model_dump_json()]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"PATH": os.defpath, "PYTHONPATH": paths} | QUIET
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
         try:
-            output, errors = child.communicate(timeout=limits.seconds * PATIENCE)
-        except subprocess.TimeoutExpired:
+            output, errors = _heard(child, folder, limits.seconds * PATIENCE, stop)
+        except TrainyardError:
             child.kill()
-            raise ArtifactError("model takes too long to load", value=folder, remedy=REMEDY) from None
+            raise
     answer = _answer(output[:ANSWER_BYTES])
     if answer is None:
         raise ArtifactError(
@@ -58,6 +61,19 @@ def rehearse(folder: Path, engine: EngineConfig, limits: LoadConfig) -> None:
         log.warning(
             "this kernel can't bar %s: a model is loaded first under limits of memory and time only", " or ".join(answer["lacking"])
         )
+
+
+def _heard(child: subprocess.Popen[bytes], folder: Path, seconds: float, stop: threading.Event | None) -> tuple[bytes, bytes]:
+    """What a process writes until it ends, unless it takes longer or is to be stopped."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return child.communicate(timeout=LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            if stop and stop.is_set():
+                raise CapacityError("server is closed", value=folder, remedy="start it again") from None
+            if time.monotonic() > deadline:
+                raise ArtifactError("model takes too long to load", value=folder, remedy=REMEDY) from None
 
 
 def _answer(output: bytes) -> dict[str, Any] | None:

@@ -53,13 +53,13 @@ class Served:
         return self.engine.tokenizer.vocabulary.content == other.engine.tokenizer.vocabulary.content
 
 
-def load(release: Release, model_id: str, config: ModelsConfig) -> Served:
+def load(release: Release, model_id: str, config: ModelsConfig, *, stop: threading.Event | None = None) -> Served:
     """A release, loaded: its files verified, its first load rehearsed elsewhere, its first tokens written.
 
-    Raises: ArtifactError if it can't be served.
+    Raises: ArtifactError if it can't be served; CapacityError if `stop` was set before its rehearsal was over.
     """
     verify(release)
-    rehearse(release.folder, config.engine, config.load)
+    rehearse(release.folder, config.engine, config.load, stop=stop)
     served = Served(Engine(release.folder, model_id=model_id, config=config.engine), release)
     warm(served.engine)
     return served

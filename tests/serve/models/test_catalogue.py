@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -208,6 +209,54 @@ def test_a_shadow_gets_copies_that_nobody_waits_for(folder: Path, tmp_path: Path
     until(lambda: low <= finished["other"] <= high)
     assert {served.version for served in catalogue.loaded()} == {folder.name, "other"}
     catalogue.close()
+
+
+def test_a_shadow_that_can_not_do_what_is_asked_is_no_matter(folder: Path, brief_folder: Path, config: ModelsConfig, store: Store) -> None:
+    catalogue = Catalogue.open([ModelSpec.parse(f"{NAME}={folder}~{brief_folder}:1")], config, store=store)
+    with catalogue.lease(NAME) as served:
+        catalogue.mirror(served, [1, 40], Sampling(max_tokens=served.engine.facts.context_tokens - 2))
+    catalogue.close()
+
+
+def test_copies_for_a_shadow_are_few_and_end(folder: Path, tmp_path: Path, config: ModelsConfig, store: Store) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    limited = changed(config, {"shadow": {"seconds": 0.5, "waiting": 2}, "engine": {"threads": 1, "slots": 1}})
+    catalogue = Catalogue.open([ModelSpec.parse(f"{NAME}={folder}~{other}:1")], limited, store=store)
+    reasons = list[str | None]()
+
+    def watch(served: Served, event: Event) -> None:
+        if isinstance(event, Finished):
+            reasons.append(event.generation.finish_reason)
+
+    catalogue.watch(watch)
+    with catalogue.lease(NAME) as served:
+        for _ in range(50):
+            catalogue.mirror(served, [1, 40], Sampling(max_tokens=3_900, ignore_eos=True))
+    (shadow,) = [served for served in catalogue.loaded() if served.version == "other"]
+    assert shadow.engine.load().waiting <= 2
+    until(lambda: shadow.engine.load().running + shadow.engine.load().waiting == 0)
+    assert "deadline" in reasons
+    assert len(reasons) < 50
+    catalogue.close()
+
+
+def test_closing_ends_a_rehearsal(
+    publish: Publish, config: ModelsConfig, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("one")
+    catalogue = Catalogue.open(FOLLOWED, config, store=store)
+    started = tmp_path / "started"
+    (tmp_path / "sitecustomize.py").write_text(  # which Python runs before the rehearsal
+        f"import os, pathlib, time\npathlib.Path({str(started)!r}).write_text(f'{{os.getpid()}}.')\ntime.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    publish("two")
+    until(lambda: started.is_file() and started.read_text().endswith("."))
+    catalogue.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()[:-1]), 0)
+    assert what(catalogue, "2") == []
 
 
 def test_one_engine_is_a_catalogue_too(engine: Engine) -> None:
