@@ -2,7 +2,9 @@
 
 Ray's proxy takes the requests and hands each to the replica with the shorter queue. What differs from the endpoint
 alone: connections are the proxy's, so that its clocks hold instead of ours (request_timeout_s); limits per key and
-per client count in each replica; every replica follows the champion and tries a new one by itself.
+per client count in each replica; /metrics tells of the replica that answers; every replica follows the champion and
+tries a new one by itself. What only one process can hold, a port for the metrics and the answers that may be rated, is
+refused.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from fastapi import FastAPI
 from llm.artifact import Store
 from llm.cluster.connect import connected
 from llm.config import Section
-from llm.errors import CapacityError, DependencyError
+from llm.errors import CapacityError, DependencyError, RecipeError
 from llm.run import home
 from llm.serve.endpoint.app import create_app
 from llm.serve.endpoint.config import Settings
-from llm.serve.endpoint.server import check_exposure, check_port
+from llm.serve.endpoint.server import check_exposure, check_port, prepare_process
 from llm.serve.models.catalogue import Catalogue
 from llm.serve.models.release import resolve
 from llm.serve.models.spec import ModelSpec
@@ -58,6 +60,7 @@ class Replica:
     """One process with the application in it."""
 
     def __init__(self, specs: Sequence[ModelSpec], settings: Settings, home: Path) -> None:
+        prepare_process()
         self._settings = settings
         self._catalogue = Catalogue.open(specs, settings.models, store=Store(home))
 
@@ -76,9 +79,10 @@ def replicated(specs: Sequence[ModelSpec], settings: Settings, replicas: Replica
     """The address of the application on Ray Serve, for the length of a block.
 
     Raises: ArtifactError, PromotionError if a model can't be found, RecipeError for an address that others reach while
-    there are no keys, CapacityError if the port is taken or no replica comes up.
+    there are no keys and for settings that replicas can't share, CapacityError if the port is taken or no replica comes up.
     """
     check_exposure(settings)
+    check_shared(settings, replicas)
     check_port(settings)
     for spec in specs:
         for source in spec.sources:
@@ -104,6 +108,20 @@ def replicated(specs: Sequence[ModelSpec], settings: Settings, replicas: Replica
             serve.shutdown()
 
 
+def check_shared(settings: Settings, replicas: Replicas) -> None:
+    """Raises: RecipeError for settings that only one process can keep."""
+    if replicas.most == 1:
+        return
+    observe = settings.observe
+    if observe.metrics_port:
+        remedy = "leave it out: /metrics is served beside /v1"
+        raise RecipeError("replicas can't share a port", value=f"observe.metrics_port {observe.metrics_port}", remedy=remedy)
+    if observe.samples.folder:
+        remedy = "leave it out, or serve without --replicas"
+        value = f"observe.samples.folder {observe.samples.folder}"
+        raise RecipeError("a rating may meet another replica than its answer", value=value, remedy=remedy)
+
+
 def serve_replicas(specs: Sequence[ModelSpec], settings: Settings, replicas: Replicas) -> None:
     """Serve until SIGTERM or SIGINT; running requests are finished first."""
     over = threading.Event()
@@ -125,9 +143,11 @@ class Arguments(Section):
 def application(arguments: Arguments) -> serve.Application:
     """The application that such a configuration names as `import_path`.
 
-    Raises: RecipeError without keys: which address Ray's proxy listens on is settled elsewhere.
+    Raises: RecipeError without keys, since which address Ray's proxy listens on is settled elsewhere, and for settings that
+    replicas can't share.
     """
     check_exposure(arguments.settings.model_copy(update={"host": "0.0.0.0"}))
+    check_shared(arguments.settings, arguments.replicas)
     return _application([ModelSpec.parse(text) for text in arguments.models], arguments.settings, arguments.replicas, home())
 
 

@@ -41,8 +41,7 @@ def serve(specs: list[ModelSpec], settings: Settings | None = None) -> None:
         read_keys(settings.keys)  # before a large model is loaded
     check_port(settings)
     allow_files(settings.limits.connections + SPARE_FILES)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    log.configure()
+    prepare_process()
     catalogue = Catalogue.open(specs, settings.models)
     try:
         app = create_app(catalogue, settings)
@@ -50,6 +49,12 @@ def serve(specs: list[ModelSpec], settings: Settings | None = None) -> None:
         Server(config, app.state.service).run()
     finally:
         catalogue.close()
+
+
+def prepare_process() -> None:
+    """Have this process log in JSON lines, and its threads take turns often."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    log.configure()
 
 
 def check_exposure(settings: Settings) -> None:

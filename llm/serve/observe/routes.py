@@ -87,8 +87,8 @@ def _add_feedback(router: APIRouter, samples: Samples) -> None:
 
 
 async def _done(future: Future[Any]) -> Any:
-    """What the writer made of it."""
+    """What the writer made of it, which it makes also if the client leaves."""
     try:
-        return await asyncio.wrap_future(future)
+        return await asyncio.shield(asyncio.wrap_future(future))
     except OSError as error:
         raise ApiError(503, "the disk of this server doesn't take feedback") from error

@@ -155,9 +155,11 @@ class Samples:
     def _work(self) -> None:
         while entry := self._jobs.get():
             job, done = entry
+            if not done.set_running_or_notify_cancel():
+                continue
             try:
                 done.set_result(job())
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits gets it, and the next job its turn
                 self._metrics.samples.labels("lost").inc()
                 log.events.warning("samples_not_written", exc_info=error)
                 done.set_exception(error)

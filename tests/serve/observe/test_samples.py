@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from llm.errors import ArtifactError, CapacityError
 from llm.serve.observe import segments
 from llm.serve.observe.config import SamplesConfig
 from llm.serve.observe.metrics import Metrics
+from llm.serve.observe.routes import _done
 from llm.serve.observe.samples import RATINGS, Exchange, Rating, Samples, UnknownAnswer
 
 Opened = Callable[..., Samples]
@@ -159,6 +162,32 @@ def test_a_full_disk_loses_the_line_and_nothing_else(opened: Opened, folder: Pat
     assert [(each["id"], each["record"]) for each in kept(folder)] == [
         (id, record) for id in ("chatcmpl-0", "chatcmpl-1") for record in ("answer", "rating")
     ]
+
+
+def test_an_item_that_cannot_be_written_is_the_only_one(opened: Opened, folder: Path) -> None:
+    samples = opened()
+    samples.answered(exchange("chatcmpl-1"))
+    with pytest.raises(AttributeError):
+        samples.rated(Rating("chatcmpl-1", "up", comment=5)).result(10)  # type: ignore[arg-type]
+    samples.rated(Rating("chatcmpl-1", "down")).result(10)
+    assert [each["record"] for each in kept(folder)] == ["answer", "rating"]
+
+
+def test_a_client_that_leaves_loses_no_rating_and_stops_nobody(opened: Opened, folder: Path) -> None:
+    samples, disk = opened(), threading.Event()
+    samples.answered(exchange("chatcmpl-1"))
+    samples._submit(disk.wait)  # a slow one
+    waiting, dropped = samples.rated(Rating("chatcmpl-1", "up")), samples.rated(Rating("chatcmpl-1", "up", comment="dropped"))
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(_done(waiting), 0.01)
+
+    asyncio.run(leave())
+    assert dropped.cancel()
+    disk.set()
+    samples.rated(Rating("chatcmpl-1", "down")).result(10)
+    assert [each.get("rating") for each in kept(folder)] == [None, "up", "down"]
 
 
 def test_a_killed_server_leaves_whole_lines(folder: Path) -> None:
