@@ -152,11 +152,20 @@ def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | N
 
 
 def _report(service: Service, batch: Batch) -> None:
-    """Tell the catalogue how the model did, unless the request ended before that showed."""
+    """Tell the catalogue how the model did, unless the request ended before that showed.
+
+    A deadline that passes in the queue says nothing of the model; one that passes without a token from a slot does.
+    """
     first_token_seconds = batch.visit.record.first_token_seconds
-    failed = any(generation.error for generation in batch.generations)
+    failed = any(generation.error or _silent(generation) for generation in batch.generations)
     if failed or first_token_seconds is not None:
         service.catalogue.report(batch.served, ok=not failed, first_token_seconds=first_token_seconds)
+
+
+def _silent(generation: Generation) -> bool:
+    """Whether its time ran out while it was being worked on, before it had a token."""
+    started = generation.queue_seconds is not None
+    return started and generation.finish_reason == "deadline" and generation.first_token_seconds is None
 
 
 async def gathered(generations: list[Generation]) -> list[Written]:
