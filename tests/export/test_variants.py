@@ -152,7 +152,12 @@ def test_other_families_have_the_same_variants(exported: Any, rows: np.ndarray, 
         assert abs(quality.perplexity_increase) < 0.05, kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_the_engine_refuses_activations_that_are_scaled_over_a_batch(written: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"depend on each other.*serve the variant int8 or fp16; quantized is for transformers\.js"):
+        Engine(written, model_id="sample", config=EngineConfig(variant="quantized", threads=1))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "quantized"])
 def test_the_engine_serves_a_variant(written: Path, kind: Kind) -> None:
     """With the graph rewritten for its own cache, it writes what the variant writes as it is."""
     prompt = [1, 40, 300, 5, 17, 260, 44, 91, 350, 12]

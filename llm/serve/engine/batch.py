@@ -107,7 +107,7 @@ class Batch:
         """Free the row's slot, and keep its text for prompts that begin alike."""
         slot = self.rows.index(row)
         if keep and 0 < row.read <= self.prefixes.most_tokens:
-            self.prefixes.add(Prefix(row.tokens[: row.read].copy(), self.slots.keep(slot, row.read)))
+            self.prefixes.add(Prefix(row.generation.client, row.tokens[: row.read].copy(), self.slots.keep(slot, row.read)))
         if slot < self.writing:
             self.writing -= 1
             self._move(self.writing, slot)
@@ -116,10 +116,11 @@ class Batch:
         self.rows.pop()
 
     def _reuse(self, row: Row, slot: int) -> None:
-        """Copy what another text has already read of the same beginning; the last token is read anyway, for its logits."""
-        useful = row.text[:-1]
-        prefix, shared = self.prefixes.longest(useful)
-        beside = {other: common(each.tokens[: each.read], useful) for other, each in enumerate(self.rows) if each is not row}
+        """Copy what another text of the client has read of the same beginning; the last token is read anyway, for its logits."""
+        useful, client = row.text[:-1], row.generation.client
+        prefix, shared = self.prefixes.longest(client, useful)
+        others = [(other, each) for other, each in enumerate(self.rows) if each is not row and each.generation.client == client]
+        beside = {other: common(each.tokens[: each.read], useful) for other, each in others}
         nearest = max(beside, key=beside.__getitem__, default=slot)
         longest = max(shared, beside.get(nearest, 0))
         if longest <= row.read:

@@ -38,7 +38,7 @@ class Beams:
         self._ended: list[Beam] = []
 
     def step(self) -> list[int] | None:
-        """Read on in the prompt or write one token; the ids of the best text, without the id that ends it, once it is found."""
+        """Read on in the prompt or write one token; the ids of the best text, with the id that ends it, once it is found."""
         prompt = self.generation.prompt
         if self._read < len(prompt):
             chunk = prompt[self._read : self._read + self._step_tokens]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from llm.serve.engine.guide import Guides
 from llm.serve.engine.loop import Loop, scored
 from llm.serve.engine.prefixes import Prefixes
 from llm.serve.engine.sampling import Guide, Sampling, log_softmax
-from llm.serve.engine.session import graph_file
-from llm.serve.engine.slots import Slots, open_session
+from llm.serve.engine.session import graph_file, open_session
+from llm.serve.engine.slots import Slots
 from llm.serve.engine.speculation import Draft
 from llm.serve.engine.text import piece_bytes
 from llm.serve.models.folder import open_folder
@@ -29,6 +30,8 @@ from llm.serve.models.folder import open_folder
 __all__ = ["Chunk", "Engine", "EngineConfig", "Event", "Generation", "Guide", "Load", "Sampling", "Scored"]
 DEFAULTS = EngineConfig()
 REMEDY = "send ids of this model, and less than its context"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,12 @@ class Engine:
         """Queue a generation and return at once; any id that is no text (end of document, a new turn) ends it.
 
         `top` asks for log-probabilities, and for that many alternatives.
-        Raises: DataError if the prompt can't be continued so far; RecipeError if the guide can't be followed;
-        CapacityError if the queue is full or the engine is closed.
+        Raises: DataError if the prompt can't be continued so far, or beams can't be searched with these settings; RecipeError if
+        the guide can't be followed; CapacityError if the queue is full or the engine is closed.
         """
         self._check(prompt, extra_tokens=sampling.max_tokens, biased=list(sampling.logit_bias))
-        self._check_beams(sampling)
+        if sampling.beams > 1:
+            self._check_beams(sampling, top=top)
         matcher = self._guides.matcher(sampling.guide) if sampling.guide else None
         generation = Generation(prompt, sampling, top=top, deadline_seconds=deadline_seconds, client=client, matcher=matcher)
         if generation.need_tokens > self._loop.kv_tokens:
@@ -163,15 +167,20 @@ class Engine:
             value = f"{len(prompt)} tokens and {extra_tokens} to come, of {context}"
             raise DataError("prompt and answer are longer than the context", value=value, remedy=REMEDY)
 
-    def _check_beams(self, sampling: Sampling) -> None:
-        """A search goes by the model's own probabilities, and all of its texts run at once."""
-        plain = Sampling(sampling.max_tokens, beams=sampling.beams, stop=sampling.stop, seed=sampling.seed, ignore_eos=sampling.ignore_eos)
-        same = replace(sampling, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0) == plain
-        if sampling.beams > 1 and not (same and sampling.beams <= self.config.slots):
-            raise DataError(
-                "beams can't be searched", value=sampling.beams, remedy=f"at most {self.config.slots}, without penalties and guides"
-            )
+    def _check_beams(self, sampling: Sampling, *, top: int | None) -> None:
+        """A search goes by the model's own probabilities and draws nothing, and all of its texts run at once."""
+        if sampling.beams > self.config.slots:
+            raise DataError("beams are too many", value=sampling.beams, remedy=f"at most {self.config.slots}")
+        plain = Sampling(sampling.max_tokens)
+        heeded = ("max_tokens", "beams", "stop", "ignore_eos", *(["temperature"] if sampling.temperature == 0 else []))
+        names = [each.name for each in fields(sampling) if each.name not in heeded]
+        others = [name for name in names if getattr(sampling, name) != getattr(plain, name)] + (["logprobs"] if top is not None else [])
+        if others:
+            raise DataError(f"beams can't be searched with {', '.join(others)}", remedy="leave out either")
 
     def _tell(self, event: Event) -> None:
-        if self.watch:
-            self.watch(event)
+        try:
+            if self.watch:
+                self.watch(event)
+        except Exception:  # whoever watches, the model goes on
+            log.exception("an event is lost")

@@ -23,9 +23,10 @@ from llm.errors import ArtifactError
 
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64
 MICROSOFT = "com.microsoft"
-MATRIX_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
+MATRIX_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
 HIDDEN = "hidden"
 REMEDY = "export the model again"
+SHARED_SCALES = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 SWAPPED = [0, 2, 1, 3]  # [batch, heads, sequence, head_dim] ↔ [batch, sequence, heads, head_dim]
 
 
@@ -47,6 +48,9 @@ def for_serving(model: ModelProto) -> ModelProto:
     Raises: ArtifactError if the graph isn't as export writes it.
     """
     graph = model.graph
+    if any(node.op_type in SHARED_SCALES for node in graph.node):
+        remedy = "serve the variant int8 or fp16; quantized is for transformers.js"
+        raise ArtifactError("answers would depend on each other", value="activations are scaled over the whole batch", remedy=remedy)
     layers = list(_layers(graph))
     attention = {layer.attention.output[0]: layer for layer in layers}
     joins = {node.output[0] for layer in layers for node in layer.joined}
@@ -124,8 +128,6 @@ def _read_some_rows(nodes: list[NodeProto]) -> str:
     node = makers["logits"]
     while node.op_type not in MATRIX_PRODUCTS:
         node = makers[node.input[0]]
-    if node.op_type == "MatMulInteger":
-        node = makers[node.input[0]]  # quantises what it reads
     place, hidden = next(place for place, each in enumerate(nodes) if each is node), node.input[0]
     node.input[0] = "serving.rows"
     nodes[place:place] = [

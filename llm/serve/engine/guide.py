@@ -12,30 +12,44 @@ from llm.errors import RecipeError
 from llm.serve.engine.sampling import Guide
 
 REMEDY = "see https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md for what is supported"
+UNENDED = "form can't be followed to its end"
 NOT_TEXT = b"\xff"  # how llguidance marks ids that no text contains
 
 
 class Matcher:
     """One text of a given form, while it is written."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, end: int) -> None:
-        self._matcher, self._vocab_size, self._end = matcher, vocab_size, end
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
 
     def allowed(self) -> np.ndarray:
-        """Which ids may follow; the end of the document is among them where the text may end, or is stuck."""
+        """Which ids may follow; the end of the document is among them where the text may end.
+
+        Raises: RecipeError if the text can't be brought to its end: the form has grown too large, or the tokens lack a letter.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
         allowed_V = np.unpackbits(bits, count=self._vocab_size, bitorder="little").astype(bool)
-        allowed_V[self._end] |= not allowed_V.any()
+        if not allowed_V.any():
+            raise RecipeError(UNENDED, remedy=REMEDY)
         return allowed_V
 
     def take(self, id: int) -> None:
-        """Go on with a token."""
+        """Go on with a token.
+
+        Raises: RecipeError as `allowed` does.
+        """
         self._matcher.consume_token(id)
+        self._check()
 
     @property
     def over(self) -> bool:
         """Whether nothing may follow."""
         return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():  # llguidance itself would end the text here
+            raise RecipeError(UNENDED, value=self._matcher.stop_reason(), remedy=REMEDY)
 
 
 class Guides:
@@ -60,7 +74,7 @@ class Guides:
             error = str(problem)
         if error:
             raise RecipeError("form can't be followed", value=error.splitlines()[0][:200], remedy=REMEDY)
-        return Matcher(matcher, len(self._pieces), self._tokenizer.eos)
+        return Matcher(matcher, len(self._pieces))
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:

@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from llm.errors import ArtifactError, CapacityError
+from llm.errors import ArtifactError, CapacityError, RecipeError
 from llm.serve.engine.batch import Batch, Row
 from llm.serve.engine.beams import Beams
 from llm.serve.engine.generation import Chunk, Event, Finished, FinishReason, Generation, Scored, Step
@@ -100,30 +101,34 @@ class Loop:
                 ended = self._admit()
             for call in calls:
                 call()
-            for generation, reason in ended:
-                self._finish(generation, Chunk("", finish_reason=reason))
+            for generation, why in ended:
+                if isinstance(why, Exception):
+                    self._fail(generation, why)
+                else:
+                    self._finish(generation, Chunk("", finish_reason=why))
             self._guarded_step()
         self._end()
 
-    def _admit(self) -> list[tuple[Generation, FinishReason]]:
-        """Give slots to those whose turn it is, while there is room; those that ended while they waited."""
-        ended = [(generation, _over(generation)) for generation in self._queue.drop(lambda generation: _over(generation) is not None)]
+    def _admit(self) -> list[tuple[Generation, FinishReason | Exception]]:
+        """Give slots to those whose turn it is, while there is room; those that ended while they waited, or can't begin."""
+        over = [(generation, _over(generation)) for generation in self._queue.drop(lambda generation: _over(generation) is not None)]
+        ended: list[tuple[Generation, FinishReason | Exception]] = [(generation, reason) for generation, reason in over if reason]
         while (first := self._queue.first()) and self._running() + first.sampling.beams <= self._batch.most_rows:
             if self._reserved_tokens() + first.need_tokens > self.kv_tokens:
                 break
             first.queue_seconds = time.monotonic() - first.began
-            self._start(self._queue.pop())
-        return [(generation, reason) for generation, reason in ended if reason]
+            try:
+                self._start(self._queue.pop())
+            except Exception as error:  # there may be no memory for it
+                log.exception("a generation can't begin")
+                ended.append((first, error))
+        return ended
 
     def _start(self, generation: Generation) -> None:
-        try:
-            if generation.sampling.beams > 1:
-                self._searches.append(self._search(generation))
-            else:
-                self._batch.add(Row.of(generation))
-        except Exception as error:  # there may be no memory for it
-            log.exception("a generation can't begin")
-            generation.fail(error)
+        if generation.sampling.beams > 1:
+            self._searches.append(self._search(generation))
+        else:
+            self._batch.add(Row.of(generation))
 
     def _running(self) -> int:
         return len(self._batch.rows) + sum(beams.generation.sampling.beams for beams in self._searches)
@@ -143,11 +148,23 @@ class Loop:
         except Exception as error:
             log.exception("a step of the model failed")
             for row in list(self._batch.rows):
-                row.generation.fail(error)
-                self._batch.remove(row, keep=False)
-            for beams in self._searches:
-                beams.generation.fail(error)
-            self._searches.clear()
+                self._fail_row(row, error)
+            searches, self._searches = self._searches, []
+            for beams in searches:
+                self._fail(beams.generation, error)
+
+    @contextmanager
+    def _alone(self, row: Row) -> Iterator[None]:
+        """What fails in here fails this row, and nothing beside it."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("a generation failed")
+            self._fail_row(row, error)
+
+    def _fail_row(self, row: Row, error: Exception) -> None:
+        self._batch.remove(row, keep=False)
+        self._fail(row.generation, error)
 
     def _search_on(self, beams: Beams) -> None:
         """One step of a beam search; its text comes in one piece."""
@@ -158,12 +175,14 @@ class Loop:
         self._searches.remove(beams)
         stream, text, tokens = TextStream(generation.sampling.stop), "", []
         for id in ids or []:
+            if stream.stopped:
+                break
+            tokens.append(Scored(id))
             piece = self._pieces[id]
-            if piece is None or stream.stopped:
+            if piece is None:
                 reason = "stop"
                 break
             text += stream.push(piece)
-            tokens.append(Scored(id))
         self._finish(generation, Chunk(text + stream.finish(), tuple(tokens), "stop" if stream.stopped else reason or "length"))
 
     def _write(self) -> None:
@@ -179,22 +198,18 @@ class Loop:
     def _speculate(self, draft: Draft, row: Row, ahead: int) -> int:
         """Write as many tokens as the draft guesses, and one more; how many they were."""
         before, sampling = row.count, row.generation.sampling
-        ids, drafts_TV = draft.ahead(row, ahead)
-        logits_TV = self._batch.check(row, ids)
-        for place, logits_V in enumerate(logits_TV):
-            logprobs_V = log_softmax(logits_V) if row.generation.top is not None else None
-            self._restrict(row, logits_V)
-            guessed = place < len(ids)
-            id = judge(logits_V, ids[place], drafts_TV[place], sampling, row.rng) if guessed else self._choice(row, logits_V)
-            row.read += 1
-            self._take(row, id, logprobs_V)
-            if not guessed or id != ids[place] or row not in self._batch.rows:
-                break
+        with self._alone(row):
+            ids, drafts_TV = draft.ahead(row, ahead)
+            for place, logits_V in enumerate(self._batch.check(row, ids)):
+                logprobs_V = self._prepare(row, logits_V)
+                guessed = place < len(ids)
+                id = judge(logits_V, ids[place], drafts_TV[place], sampling, row.rng) if guessed else _choice(row, logits_V)
+                row.read += 1
+                self._take(row, id, logprobs_V)
+                if not guessed or id != ids[place] or row not in self._batch.rows:
+                    break
         draft.agree(row.count - 1)
         return row.count - before
-
-    def _choice(self, row: Row, logits_V: np.ndarray) -> int:
-        return int(choose(logits_V[None], [row.generation.sampling], np.array([row.rng.random()]))[0])
 
     def _read(self) -> None:
         if self._batch.writing < len(self._batch.rows):
@@ -207,33 +222,37 @@ class Loop:
 
     def _advance(self, rows: list[Row], logits_BV: np.ndarray) -> None:
         """Choose each row's next token and hand it on."""
-        if not np.isfinite(logits_BV.max(axis=1)).all():
-            raise ArtifactError("model's logits aren't finite", remedy="serve another version")
-        asked = [row.generation.top is not None for row in rows]
-        logprobs = [log_softmax(logits_V) if wanted else None for logits_V, wanted in zip(logits_BV, asked, strict=True)]
         for row, logits_V in zip(rows, logits_BV, strict=True):
-            self._restrict(row, logits_V)
-        uniforms = np.array([row.rng.random() for row in rows])
-        ids = choose(logits_BV, [row.generation.sampling for row in rows], uniforms)
-        for row, id, logprobs_V in zip(rows, ids.tolist(), logprobs, strict=True):
-            self._take(row, id, logprobs_V)
+            with self._alone(row):
+                logprobs_V = self._prepare(row, logits_V)
+                self._take(row, _choice(row, logits_V), logprobs_V)
 
-    def _restrict(self, row: Row, logits_V: np.ndarray) -> None:
+    def _prepare(self, row: Row, logits_V: np.ndarray) -> np.ndarray | None:
+        """Restrict a row's logits in place, and give the log-probabilities that they were, if asked for.
+
+        Raises: ArtifactError if the logits aren't finite; RecipeError if they are no longer, or none is left.
+        """
         sampling = row.generation.sampling
+        if not np.isfinite(logits_V.max()):
+            raise ArtifactError("model's logits aren't finite", remedy="serve another version")
+        logprobs_V = log_softmax(logits_V) if row.generation.top is not None else None
         adjust(logits_V, sampling, tokens=row.text, written=row.written)
         if sampling.ignore_eos:
             logits_V[self._silent] = -np.inf
         if row.generation.matcher:
             logits_V[~row.generation.matcher.allowed()] = -np.inf
+        if not np.isfinite(logits_V.max()):
+            raise RecipeError("settings leave no token to go on with", remedy="ask for smaller penalties, or let the text end")
+        return logprobs_V
 
     def _take(self, row: Row, id: int, logprobs_V: np.ndarray | None) -> None:
-        """Append a token to its text; any id that is no text ends it."""
-        piece, matcher = self._pieces[id], row.generation.matcher
+        """Append a token to its text; any id that is no text ends it, as a token that says nothing."""
+        piece, matcher, token = self._pieces[id], row.generation.matcher, scored(id, logprobs_V, row.generation.top)
         if piece is None:
-            self._end_row(row, row.stream.finish(), "stop")
+            self._end_row(row, row.stream.finish(), "stop", token)
             return
         row.append(id)
-        text, token = row.stream.push(piece), scored(id, logprobs_V, row.generation.top)
+        text = row.stream.push(piece)
         if matcher:
             matcher.take(id)
         if row.stream.stopped:
@@ -253,9 +272,14 @@ class Loop:
         generation.put(chunk)
         self._tell(Finished(generation))
 
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        generation.fail(error)
+        self._tell(Finished(generation))
+
     def _end(self) -> None:
         """What still runs or waits when the loop closes is cancelled."""
-        rest = [each.generation for each in (*self._batch.rows, *self._searches)] + self._queue.drop(lambda _: True)
+        rest = [row.generation for row in self._batch.rows] + [beams.generation for beams in self._searches]
+        rest += self._queue.drop(lambda _: True)
         for call in self._calls:
             call()
         for generation in rest:
@@ -267,6 +291,10 @@ def _over(generation: Generation) -> FinishReason | None:
     if generation.cancelled:
         return "cancelled"
     return "deadline" if generation.deadline is not None and time.monotonic() > generation.deadline else None
+
+
+def _choice(row: Row, logits_V: np.ndarray) -> int:
+    return int(choose(logits_V[None], [row.generation.sampling], np.array([row.rng.random()]))[0])
 
 
 def scored(id: int, logprobs_V: np.ndarray | None, top: int | None) -> Scored:

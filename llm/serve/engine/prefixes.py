@@ -1,4 +1,7 @@
-"""Keys and values of finished texts, for prompts that begin like them."""
+"""Keys and values of finished texts, for prompts of the same client that begin like them.
+
+Clients share nothing: what is cached shows in counts and times, by which one could guess another's prompts.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from llm.serve.engine.slots import Kept
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A text, and its keys and values."""
+    """A client's text, and its keys and values."""
 
+    client: str
     tokens: np.ndarray
     kept: Kept
 
@@ -30,9 +34,9 @@ class Prefixes:
         """Tokens that are kept now."""
         return sum(len(prefix.tokens) for prefix in self._texts.values())
 
-    def longest(self, tokens: np.ndarray) -> tuple[Prefix | None, int]:
-        """The text that agrees with `tokens` for longest, and for how long."""
-        shared = {key: common(prefix.tokens, tokens) for key, prefix in self._texts.items()}
+    def longest(self, client: str, tokens: np.ndarray) -> tuple[Prefix | None, int]:
+        """The client's text that agrees with `tokens` for longest, and for how long."""
+        shared = {key: common(prefix.tokens, tokens) for key, prefix in self._texts.items() if prefix.client == client}
         best = max(shared, key=shared.__getitem__, default=None)
         if best is None or not shared[best]:
             return None, 0
@@ -44,7 +48,7 @@ class Prefixes:
         if len(prefix.tokens) > self.most_tokens:
             return
         for key, other in list(self._texts.items()):
-            if common(other.tokens, prefix.tokens) == len(other.tokens):
+            if other.client == prefix.client and common(other.tokens, prefix.tokens) == len(other.tokens):
                 del self._texts[key]
         self._texts[id(prefix)] = prefix
         while self.tokens > self.most_tokens:

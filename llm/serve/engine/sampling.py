@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+LEAST_TEMPERATURE = 1e-30  # what float32 can divide logits by
 BLOCK = 256  # weights that are summed before one of them is looked for
 
 
@@ -70,7 +71,7 @@ def weights(logits_BV: np.ndarray, settings: Sequence[Sampling]) -> np.ndarray:
     Source: top-k, https://arxiv.org/abs/1805.04833; nucleus, https://arxiv.org/abs/1904.09751; min-p,
     https://arxiv.org/abs/2407.01082; in this order, as transformers applies them.
     """
-    temperature_B1 = np.array([[sampling.temperature] for sampling in settings], np.float32)
+    temperature_B1 = np.array([[max(sampling.temperature, LEAST_TEMPERATURE)] for sampling in settings], np.float32)
     weights_BV = (logits_BV - logits_BV.max(axis=1, keepdims=True)) / temperature_B1
     np.exp(weights_BV, out=weights_BV)
     for weights_V, sampling in zip(weights_BV, settings, strict=True):

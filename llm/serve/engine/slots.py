@@ -6,14 +6,9 @@ import mmap
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
-from llm.errors import ArtifactError
-from llm.serve.engine.graph import for_serving
-from llm.serve.engine.session import BAD_GRAPH
 from llm.serve.models.folder import ModelFolder
-from llm.serve.models.graph import REMEDY
 
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 NO_ROWS = np.zeros(0, np.int64)
@@ -125,27 +120,6 @@ class Slots:
             binding.bind_input(name, "cpu", 0, self._kind, part.shape, part.ctypes.data)
             binding.bind_output(name.replace("past_key_values", "present"), "cpu", 0, self._kind, part.shape, part.ctypes.data)
         return binding
-
-
-def open_session(folder: ModelFolder, file: str = "model.onnx", *, threads: int = 0) -> ort.InferenceSession:
-    """The graph rewritten for serving, in onnxruntime.
-
-    Threads spin within a step, where operators follow each other in microseconds, and sleep between steps.
-    Raises: ArtifactError if the graph can't be loaded or rewritten.
-    """
-    path = folder.path / file
-    if not path.is_file():
-        raise ArtifactError("no such variant of the model", value=path, remedy=REMEDY)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.path))
-    model = for_serving(onnx.load(str(path), load_external_data=False))
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except BAD_GRAPH as error:
-        raise ArtifactError("graph can't be loaded", value=f"{path} ({error})", remedy=REMEDY) from error
 
 
 def _zeros(shape: tuple[int, ...], kind: type) -> np.ndarray:

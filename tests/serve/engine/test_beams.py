@@ -24,10 +24,25 @@ def test_the_best_text_is_transformers(served: Engine, decoder: Any, seed: int, 
     silent = [id for id, piece in enumerate(served.pieces) if piece is None]
     stops = {"eos_token_id": silent if ends else None, "pad_token_id": 0}
     answer = decoder.reference.generate(torch.tensor([prompt]), num_beams=3, do_sample=False, max_new_tokens=12, **stops)
-    expected = [id for id in answer[0, len(prompt) :].tolist() if id not in silent]
+    expected = answer[0, len(prompt) :].tolist()
+    ends_at = next((place for place, id in enumerate(expected) if id in silent), len(expected))
+    expected = expected[: ends_at + 1]
     running = served.submit(prompt[:3], Sampling(60, seed=1))
     assert ids(served, prompt, Sampling(12, beams=3, ignore_eos=not ends)) == expected
     running.cancel()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"presence_penalty": 1.0}, {"logit_bias": {7: 1.0}}, {"seed": 1}, {"top_p": 0.9}, {"temperature": 0.5}]
+)
+def test_what_a_search_would_ignore_is_named(served: Engine, settings: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=f"beams can't be searched with {next(iter(settings))}"):
+        served.submit([1], Sampling(5, beams=2, **settings))
+
+
+def test_a_search_reports_no_logprobs(served: Engine) -> None:
+    with pytest.raises(DataError, match="beams can't be searched with logprobs"):
+        served.submit([1], Sampling(5, beams=2), top=0)
 
 
 def test_more_beams_find_a_likelier_text(served: Engine) -> None:
@@ -38,7 +53,6 @@ def test_more_beams_find_a_likelier_text(served: Engine) -> None:
     assert likelihood(four) >= likelihood(one)
 
 
-@pytest.mark.parametrize("settings", [{"beams": 5}, {"beams": 2, "presence_penalty": 1.0}, {"beams": 2, "logit_bias": {7: 1.0}}])
-def test_what_a_search_cannot_do_is_refused(served: Engine, settings: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="beams can't be searched"):
-        served.submit([1], Sampling(5, **settings))
+def test_more_beams_than_slots_are_refused(served: Engine) -> None:
+    with pytest.raises(DataError, match="at most 4"):
+        served.submit([1], Sampling(5, beams=5))

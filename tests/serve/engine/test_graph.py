@@ -14,9 +14,10 @@ import pytest
 from llm.errors import ArtifactError
 from llm.export import quantize
 from llm.export.blockwise import blockwise
+from llm.export.parity.loaded import CachedGraph
 from llm.serve.engine.graph import for_serving
-from llm.serve.engine.session import Session
-from llm.serve.engine.slots import Slots, open_session
+from llm.serve.engine.session import open_session
+from llm.serve.engine.slots import Slots
 from llm.serve.models.folder import open_folder
 
 TEXTS = [np.random.default_rng(seed).integers(6, 600, size) for seed, size in enumerate((40, 25, 33))]
@@ -31,7 +32,7 @@ def slots(written: Any) -> Slots:
 @pytest.fixture(scope="module")
 def expected(written: Any) -> list[np.ndarray]:
     """Each text alone through the exported graph."""
-    session = Session(open_folder(written.folder), threads=1)
+    session = CachedGraph(written.folder / "model.onnx")
     return [session.run(text[None], session.empty_cache())[0][0] for text in TEXTS]
 
 
@@ -73,7 +74,6 @@ VARIANTS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "fp16": quantize.fp16,
     "int8": lambda model: blockwise(model, bits=8),
     "q4": lambda model: blockwise(model, bits=4),
-    "quantized": quantize.dynamic,
 }
 
 
@@ -82,12 +82,17 @@ def test_variants_give_what_they_give_as_exported(written: Any, tmp_path: Path, 
     folder = shutil.copytree(written.folder, tmp_path / "onnx")
     onnx.save(VARIANTS[kind](onnx.load(folder / "model.onnx")), folder / f"model_{kind}.onnx")
     facts, text = open_folder(folder), TEXTS[0]
-    session = Session(facts, threads=1, variant=kind)
+    session = CachedGraph(folder / f"model_{kind}.onnx")
     expected = session.run(text[None], session.empty_cache())[0][0]
     slots = Slots(open_session(facts, f"model_{kind}.onnx", threads=1), facts, slots=2, capacity=64)
     rounding = 0.3 if kind == "fp16" else 0.1  # 8-bit activations round elsewhere when a sum is taken in another order
     assert slots.read(1, text.tolist(), 0, rows=np.arange(40)) == pytest.approx(expected, abs=rounding)
     assert slots.hidden(0, text.tolist(), 0).dtype == np.float32
+
+
+def test_scales_over_the_whole_batch_are_refused(decoder: Any) -> None:
+    with pytest.raises(ArtifactError, match="depend on each other.*serve the variant int8 or fp16"):
+        for_serving(quantize.dynamic(onnx.load(decoder.folder / "model.onnx")))
 
 
 @pytest.mark.parametrize("damage", ["operator", "shape"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from llm.errors import RecipeError
+from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 from llm.serve.engine.sampling import Guide, Sampling
 
@@ -46,6 +49,25 @@ def test_forms_of_a_batch_dont_mix(served: Engine) -> None:
     running = [served.submit([1, 50], Sampling(40, seed=3, guide=guide)) for guide in guides]
     texts = ["".join(chunk.text for chunk in generation) for generation in running]
     assert (texts[0], texts[2]) == ("a" * 20, "b" * 20)
+
+
+def test_a_form_that_fails_in_the_middle_fails_its_text_alone(decoder: Any) -> None:
+    """A text cut off by llguidance must not look like a finished one."""
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=2))
+    blocking = [engine.submit([7], Sampling(400, ignore_eos=True)) for _ in range(2)]
+    while engine.load().running < 2:
+        time.sleep(0.002)
+    failing, good = (engine.submit([1, 50], Sampling(40, seed=3, guide=Guide(regex="a{20}"))) for _ in range(2))
+    assert failing.matcher
+    with pytest.raises(RecipeError, match="to its end"):
+        failing.matcher.take(engine.pieces.index(b"b"))
+    for each in blocking:
+        each.cancel()
+    with pytest.raises(RecipeError, match="to its end"):
+        list(failing)
+    assert "".join(chunk.text for chunk in good) == "a" * 20
+    assert good.finish_reason == "stop"
+    engine.close()
 
 
 @pytest.mark.parametrize(

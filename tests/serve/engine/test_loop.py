@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from llm.errors import CapacityError, DataError
+from llm.errors import ArtifactError, CapacityError, DataError, RecipeError
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 from llm.serve.engine.generation import Finished, Generation
 from llm.serve.engine.sampling import Sampling
+from tests.serve.engine.conftest import LLAMA, write
 
 GREEDY = Sampling(24, temperature=0)
 
@@ -69,6 +72,78 @@ def test_prompts_that_begin_alike_are_read_once(served: Engine) -> None:
     other = served.submit(first + a_prompt(52, 9), GREEDY)
     ids(other)
     assert 30 <= other.cached_tokens < 39
+
+
+def test_clients_do_not_see_what_others_have_asked(decoder: Any) -> None:
+    """Neither what is kept of finished texts nor what running ones have read."""
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=4, prefill_tokens=16))
+    prompt, settings = a_prompt(55, 40), Sampling(300, temperature=0, ignore_eos=True)
+    running = engine.submit(prompt, settings, client="one")
+    next(chunks := iter(running))
+    cached = []
+    for client in ("other", "one", "other", "third"):
+        generation = engine.submit(prompt, Sampling(2, temperature=0, ignore_eos=True), client=client)
+        ids(generation)
+        cached.append(generation.cached_tokens)
+    assert cached == [0, 39, 39, 0]
+    chunks.close()
+    engine.close()
+
+
+def test_a_row_that_cannot_go_on_fails_alone(served: Engine) -> None:
+    settings = Sampling(40, temperature=0, ignore_eos=True)
+    alone = ids(served.submit(a_prompt(56, 9), settings))
+    good = served.submit(a_prompt(56, 9), settings)
+    with pytest.raises(RecipeError, match="settings leave no token"):
+        ids(served.submit(a_prompt(57, 20), Sampling(40, repetition_penalty=1e-39)))
+    assert ids(good) == alone
+
+
+@pytest.fixture(scope="module")
+def partly_broken(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """A model whose embedding of id 7 isn't finite."""
+    folder = write(LLAMA | {"tied_embeddings": False}, tmp_path_factory.mktemp("partly"), tokenizer_file).folder
+    model = onnx.load(folder / "model.onnx")
+    table = next(node.input[0] for node in model.graph.node if node.op_type == "Gather" and "input_ids" in node.input)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == table)
+    weights = onnx.numpy_helper.to_array(tensor).copy()
+    weights[7] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(weights, table))
+    onnx.save(model, folder / "model.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_logits_that_are_not_finite_fail_their_row_alone(partly_broken: Path, decoder: Any, drafted: bool) -> None:
+    draft = decoder.folder if drafted else None
+    engine = Engine(partly_broken, model_id="m", config=EngineConfig(threads=1, draft=draft))
+    reasons: list[str] = []
+    engine.watch = lambda event: reasons.append("error" if event.generation.error else "") if isinstance(event, Finished) else None
+    settings = Sampling(30, temperature=0, ignore_eos=True, logit_bias={7: -1000.0})
+    good = engine.submit([8, 9], settings)
+    for bad in ([6, 7], [8, 9], [8, 9]):  # the id is read in the prompt; written beside another text; written alone
+        with pytest.raises(ArtifactError, match="logits aren't finite"):
+            ids(engine.submit(bad, Sampling(30, temperature=0, logit_bias={7: 1000.0})))
+        if bad != [6, 7]:
+            wait_until(lambda: good.finish_reason is not None)
+    assert len(ids(good)) == 30
+    wait_until(lambda: len(reasons) == 4)
+    assert sorted(reasons) == ["", "error", "error", "error"]
+    engine.close()
+
+
+@pytest.mark.parametrize("top", [None, 2])
+def test_the_id_that_ends_a_text_is_a_token_that_says_nothing(served: Engine, decoder: Any, top: int | None) -> None:
+    end, prompt = served.tokenizer.eos, a_prompt(58, 6)
+    generation = served.submit(prompt, Sampling(5, temperature=0, logit_bias={end: 1000.0}), top=top)
+    [chunk] = list(generation)
+    assert (chunk.text, chunk.finish_reason, generation.completion_tokens) == ("", "stop", 1)
+    assert [token.id for token in chunk.tokens] == [end]
+    if top is not None:
+        with torch.no_grad():
+            expected = torch.log_softmax(decoder.reference(torch.tensor([prompt])).logits[0, -1], dim=-1)
+        assert chunk.tokens[0].logprob == pytest.approx(float(expected[end]), abs=1e-4)
+        assert list(chunk.tokens[0].top) == expected.topk(top).indices.tolist()
 
 
 def test_choices_of_one_prompt_share_it_while_they_run(decoder: Any) -> None:
@@ -164,9 +239,13 @@ def test_closing_ends_what_runs(decoder: Any) -> None:
 def test_a_failing_step_fails_its_requests_and_no_others(decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1))
     working = engine._slots.decode
+    ended: list[Finished] = []
+    engine.watch = lambda event: ended.append(event) if isinstance(event, Finished) else None
     monkeypatch.setattr(engine._slots, "decode", lambda *_: working(np.zeros(3, np.int64), np.zeros(2, np.int32)))
     with pytest.raises(ValueError, match="broadcast"):
         ids(engine.submit([7, 8], Sampling(5, ignore_eos=True)))
+    wait_until(lambda: len(ended) == 1)
+    assert isinstance(ended[0].generation.error, ValueError)
     monkeypatch.undo()
     assert len(ids(engine.submit([7, 8], Sampling(5, ignore_eos=True)))) == 5
     engine.close()

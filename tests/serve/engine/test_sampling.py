@@ -28,6 +28,7 @@ NOTHING = np.zeros(0, np.int64)
         (Sampling(1), [0.1, 0.4, 0.2, 0.3]),
         (Sampling(1, temperature=0), [0, 1, 0, 0]),
         (Sampling(1, temperature=1e-6), [0, 1, 0, 0]),
+        (Sampling(1, temperature=1e-46), [0, 1, 0, 0]),
         (Sampling(1, temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
         (Sampling(1, top_k=2), [0, 4 / 7, 0, 3 / 7]),
         (Sampling(1, top_p=0.41), [0, 4 / 7, 0, 3 / 7]),
