@@ -71,7 +71,8 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "structured_outputs": {"regex": "x", "json": {}}}, 400, "structured_outputs", "exactly one"),
     (CHAT, {"messages": QUESTION, "max_tokens": 1, "max_completion_tokens": 2}, 400, "max_completion_tokens", "differ"),
     (COMPLETIONS, {"prompt": "x", "beams": 2, "n": 2}, 400, "beams", "one text"),
-    (COMPLETIONS, {"prompt": "x", "beams": 2, "presence_penalty": 1}, 400, "beams", "penalties"),
+    (COMPLETIONS, {"prompt": "x", "beams": 2, "presence_penalty": 1}, 400, "beams", "with presence_penalty"),
+    (COMPLETIONS, {"prompt": "x", "beams": 2, "seed": 1, "top_p": 0.5, "logprobs": 1}, 400, "beams", "with top_p, seed, logprobs"),
     (CHAT, {"messages": QUESTION, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
     (CHAT, {"messages": QUESTION, "response_format": {"type": "json_schema"}}, 400, "response_format", "json_schema is given"),
     # too long, too many, too deep

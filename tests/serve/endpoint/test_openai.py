@@ -154,6 +154,22 @@ def test_the_best_of_several_is_the_likeliest(client: openai.OpenAI) -> None:
     )
 
 
+def test_the_token_that_ends_a_text_has_its_logprob_and_no_text(client: openai.OpenAI, engine: Engine) -> None:
+    """A harness that reads all but the last of the prompt and one token finds the whole prompt, even if the text ends at once."""
+    end, prompt = engine.tokenizer.eos, prompt_of(engine, "def add")
+    ask: Any = GREEDY | {"prompt": prompt, "max_tokens": 1, "logit_bias": {str(end): 100}}
+    answer = client.completions.create(**ask, echo=True, logprobs=1)
+    logprobs: Any = answer.choices[0].logprobs
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].text == engine.text(prompt)
+    assert len(logprobs.token_logprobs) == len(logprobs.text_offset) == len(prompt) + 1
+    assert logprobs.tokens[-1] == engine.token_name(end)
+    assert logprobs.token_logprobs[-1] < 0
+    for each in (answer, client.completions.create(**ask)):
+        assert each.usage is not None
+        assert each.usage.completion_tokens == 1
+
+
 def test_streamed_logprobs_are_those_of_the_whole(client: openai.OpenAI) -> None:
     ask: Any = GREEDY | {"prompt": "return é🙂", "max_tokens": 10, "echo": True, "logprobs": 2}
     whole: Any = client.completions.create(**ask).choices[0].logprobs
