@@ -1,8 +1,17 @@
-"""R7: tokens per second of greedy answers, against llama.cpp, onnxruntime-genai, optimum and transformers on the same weights.
+"""R7: greedy answers per second, against llama.cpp, onnxruntime-genai, optimum and transformers on the same weights.
 
-One stream: tokens after the first, per second. Several: all tokens, per second from submission on, prompts included; where a peer
-batches, its prompts have one length. Two models: one that is trained here for a moment, and SmolLM2-135M's sizes with random weights.
-They are written on first use in TRAINYARD_BENCH_HOME/serving. Every measurement is a process of its own (tests/benchmarks/peers/).
+    prefill     prompt tokens per second until one stream's first token
+    1 stream    tokens per second after the first
+    16, 64      all tokens per second from submission on, prompts included; prompts have one length, as peers batch them
+
+Equality: PyTorch (transformers, fp32, one pass) reads every answer. In fp32, each token must be PyTorch's likeliest wherever its two
+best are further apart than twice the logit difference of the runtime: for those that run our graph what its gate measured, else
+`export.max_logit_difference`. A smaller kind must write PyTorch's likeliest as often as its gate in `export.gates` asks.
+
+Two models, written on first use in TRAINYARD_BENCH_HOME/serving: one that is trained here for some minutes, and SmolLM2-135M's sizes
+with random weights. TRAINYARD_R7_MODELS names those to measure, with commas; TRAINYARD_R7_REPEATS how often each is timed (the best
+counts). Every server is a process of its own (tests/benchmarks/peers/). llama.cpp keeps keys and values in fp32 beside fp32
+weights, and does without its AMX kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from llm.export.config import ExportConfig
 from tests.benchmarks.measured import HOME, ROOT, TORCH, environment, row
+
+Case = dict[str, Any]
+Run = tuple[str, str]  # who, and the weights' kind
+Verdicts = dict[tuple[tuple[int, ...], tuple[int, ...]], list[list[float]]]  # prompt and answer → PyTorch's likeliest ids, and gaps
 
 PEERS = Path(__file__).parent / "peers"
 PACKAGES = {
@@ -28,12 +42,11 @@ PACKAGES = {
     "optimum": [TORCH, "optimum-onnx[onnxruntime]==0.1.0"],
     "llama-cpp": ["llama-cpp-python==0.3.36"],
 }
-SCRIPTS = {"llama-cpp": "llamacpp"}
-MODELS: dict[str, dict[str, Any]] = {
+MODELS: dict[str, Case] = {
     "30 M trained": {
         "sizes": {"width": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "ffn_width": 1408, "max_positions": 4096},
         "vocab_size": 8192,
-        "steps": 20,
+        "steps": 200,
     },
     "135 M": {
         "sizes": {"width": 576, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3, "ffn_width": 1536, "max_positions": 8192},
@@ -41,84 +54,119 @@ MODELS: dict[str, dict[str, Any]] = {
         "steps": 0,
     },
 }
-THREADS = os.cpu_count() or 1
+ROUNDS = {  # streams, prompt tokens, tokens of an answer
+    "30 M trained": [(1, 128, 256), (1, 2048, 64), (16, 128, 64), (64, 128, 32)],
+    "135 M": [(1, 128, 64), (1, 2048, 32), (16, 128, 32)],
+}
+RIVALS: dict[str, list[Run]] = {
+    "": [("llama-cpp", ""), ("genai", ""), ("transformers", ""), ("optimum", "")],
+    "int8": [("llama-cpp", "int8")],
+    "q4": [("ours", "")],  # llm/export/gguf.py writes no 4-bit blocks
+}
 GOALS = {"llama-cpp": {1: 1.0, 16: 1.0}, "genai": {16: 3.0}}
-Case = dict[str, Any]
+OUR_GRAPH = ("ours", "genai", "optimum")
+THREADS = os.cpu_count() or 1
+REPEATS = int(os.environ.get("TRAINYARD_R7_REPEATS", "2"))
+CHOSEN = os.environ.get("TRAINYARD_R7_MODELS", ",".join(MODELS)).split(",")
 
 
 def measure() -> Iterator[dict[str, Any]]:
     """Rows of R7."""
     pythons = {peer: environment(peer, packages) for peer, packages in PACKAGES.items()}
     pythons |= {"ours": Path(sys.executable), "genai": Path(sys.executable)}
-    folders = {name: written(name, sizes) for name, sizes in MODELS.items()}
+    folders = {name: written(name) for name in CHOSEN}
+    bandwidth = read_bandwidth()
     for name, folder in folders.items():
-        yield from compare(name, folder, pythons, "", ["llama-cpp", "genai", "transformers", "optimum"])
-        yield from compare(name, folder, pythons, "int8", ["llama-cpp"])
+        yield from compare(name, folder, pythons, bandwidth)
 
 
-def compare(name: str, folder: Path, pythons: dict[str, Path], kind: str, peers: list[str]) -> Iterator[dict[str, Any]]:
-    """One model at one precision: single stream, 16 and 64 streams, beside every peer and the memory's speed."""
+def compare(name: str, folder: Path, pythons: dict[str, Path], bandwidth: float) -> Iterator[dict[str, Any]]:
+    """One model, every kind of weights beside its rivals and the memory's speed."""
     text = np.load(folder / "text.npy")
-    rounds: list[Case] = [{"prompts": prompts(text, streams), "tokens": tokens} for streams, tokens in ((1, 128), (16, 64), (64, 32))]
-    case: Case = {"folder": str(folder), "kind": kind, "threads": THREADS, "rounds": rounds}
-    answers = {who: serve(who, pythons[who], case) for who in ("ours", *peers)}
-    bits = kind or "fp32"
-    reference = answers.get("transformers", answers["ours"])
-    equal = [agreement(answers["ours"][at]["ids"], reference[at]["ids"]) for at in range(len(rounds))]
-    speeds = {who: [speed(answer, each) for answer, each in zip(given, rounds, strict=True)] for who, given in answers.items()}
-    weights = (folder / "onnx" / (f"model_{kind}.onnx" if kind else "model.onnx")).stat().st_size
-    ceiling = read_bandwidth() / weights
-    ours = speeds["ours"][0]
-    yield row(
-        "R7",
-        f"{name}, {bits}, 1 stream",
-        ours,
-        "tokens/s",
-        "≥ 0.9",
-        ours >= 0.9 * ceiling,
-        peer="bandwidth",
-        peer_value=ceiling,
-        equal=equal[0] > 0,
-    )
-    for peer, (at, each) in product(peers, enumerate(rounds)):
-        streams, theirs = len(each["prompts"]), speeds[peer][at]
-        goal = GOALS.get(peer, {}).get(streams)
-        met, wanted = (None, None) if goal is None else (speeds["ours"][at] >= goal * theirs, f"≥ {goal} ×")
-        metric = f"{name}, {bits}, {streams} stream{'s' if streams > 1 else ''}"
-        same = agreement(answers["ours"][at]["ids"], answers[peer][at]["ids"]) >= 0.9
-        yield row("R7", metric, speeds["ours"][at], "tokens/s", wanted, met, peer=peer, peer_value=theirs, equal=same)
+    rounds: list[Case] = [{"prompts": prompts(text, *shape), "tokens": tokens} for *shape, tokens in ROUNDS[name]]
+    case: Case = {"folder": str(folder), "threads": THREADS, "repeats": REPEATS, "rounds": rounds}
+    runs = dict.fromkeys([("ours", kind) for kind in RIVALS] + [rival for rivals in RIVALS.values() for rival in rivals])
+    answers = {(who, kind): ask(who, pythons[who], case | {"kind": kind}) for who, kind in runs}
+    verdicts = judged(pythons["transformers"], case, answers)
+    equal = {run: [right(run, folder, *pair, verdicts) for pair in zip(rounds, given, strict=True)] for run, given in answers.items()}
+    for kind, rivals in RIVALS.items():
+        run, title = ("ours", kind), f"{name}, {kind or 'fp32'}"
+        weights = (folder / "onnx" / (f"model_{kind}.onnx" if kind else "model.onnx")).stat().st_size
+        ours, ceiling = decode(rounds[0], answers[run][0]), bandwidth / weights
+        met = ours >= 0.9 * ceiling
+        yield row("R7", f"{title}, 1 stream", ours, "tokens/s", "≥ 0.9 ×", met, peer="bandwidth", peer_value=ceiling, equal=equal[run][0])
+        for rival, at in product(rivals, range(len(rounds))):
+            pairs = speeds(rounds[at], answers[run][at], answers[rival][at])
+            yield from (one | {"peer_equal": equal[rival][at]} for one in rows(title, rival, rounds[at], pairs, equal[run][at]))
 
 
-def prompts(text: np.ndarray, streams: int) -> list[list[int]]:
-    """Different openings of 128 tokens."""
-    return [text[start : start + 128].tolist() for start in np.linspace(0, len(text) - 128, streams).astype(int)]
+def rows(title: str, rival: Run, each: Case, pairs: dict[str, tuple[float, float]], equal: bool) -> Iterator[dict[str, Any]]:
+    """One round beside one rival."""
+    (who, kind), streams = rival, len(each["prompts"])
+    for what, (ours, theirs) in pairs.items():
+        goal = None if what.startswith("prefill") else GOALS.get(who, {}).get(streams)
+        met, wanted = (None, None) if goal is None else (ours >= goal * theirs, f"≥ {goal} ×")
+        peer = f"ours {kind or 'fp32'}" if who == "ours" else who
+        yield row("R7", f"{title}, {what}", ours, "tokens/s", wanted, met, peer=peer, peer_value=theirs, equal=equal)
 
 
-def speed(answer: Case, each: Case) -> float:
-    """Tokens per second: after the first token for one stream, of everything for several."""
-    streams, tokens = len(each["prompts"]), each["tokens"]
-    return (tokens - 1) / (answer["all"] - answer["first"]) if streams == 1 else streams * tokens / answer["all"]
+def speeds(each: Case, ours: Case, theirs: Case) -> dict[str, tuple[float, float]]:
+    """What a round says about both sides, by name."""
+    streams, context = len(each["prompts"]), len(each["prompts"][0])
+    if streams > 1:
+        total = streams * each["tokens"]
+        return {f"{streams} streams": (total / ours["all"], total / theirs["all"])}
+    return {
+        f"1 stream at {context}": (decode(each, ours), decode(each, theirs)),
+        f"prefill of {context}": (context / ours["first"], context / theirs["first"]),
+    }
 
 
-def agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
-    """The share of tokens before the first that differs: two likeliest tokens can lie closer than rounding."""
-    pairs = [list(zip(one, other, strict=True)) for one, other in zip(ours, theirs, strict=True)]
-    same = [next((at for at, (a, b) in enumerate(pair) if a != b), len(pair)) for pair in pairs]
-    return sum(same) / sum(map(len, pairs))
+def decode(each: Case, answer: Case) -> float:
+    """Tokens per second of one stream after its first.
+
+    Raises: RuntimeError if the machine was so busy that all tokens took no longer than one.
+    """
+    if answer["all"] <= answer["first"]:
+        raise RuntimeError("one token took as long as all: measure when nothing else runs")
+    return float((each["tokens"] - 1) / (answer["all"] - answer["first"]))
 
 
-def serve(who: str, python: Path, case: Case) -> list[Case]:
-    """One process that answers every round.
+def prompts(text: np.ndarray, streams: int, context: int) -> list[list[int]]:
+    """Different pieces of the text."""
+    return [text[start : start + context].tolist() for start in np.linspace(0, len(text) - context, streams).astype(int)]
+
+
+def judged(python: Path, case: Case, answers: dict[Run, list[Case]]) -> Verdicts:
+    """What PyTorch finds likeliest at every place of every different answer, and how far ahead of the second."""
+    pairs = [(each["prompts"], answer["ids"]) for given in answers.values() for each, answer in zip(case["rounds"], given, strict=True)]
+    texts = list(dict.fromkeys((tuple(prompt), tuple(ids)) for pair in pairs for prompt, ids in zip(*pair, strict=True)))
+    return dict(zip(texts, ask("judge", python, case | {"texts": texts}), strict=True))
+
+
+def right(run: Run, folder: Path, each: Case, answer: Case, verdicts: Verdicts) -> bool:
+    """Whether a round's answers are PyTorch's, as the head of this file has it."""
+    (who, kind), config = run, ExportConfig()
+    pairs = zip(each["prompts"], answer["ids"], strict=True)
+    ids, likeliest, gaps = np.hstack([[ids, *verdicts[tuple(prompt), tuple(ids)]] for prompt, ids in pairs])
+    if kind:
+        return bool((ids == likeliest).mean() >= getattr(config.gates, kind).min_greedy_agreement)
+    found = json.loads((folder / "parity.json").read_text())["max_logit_difference"]
+    sure = gaps > 2 * (found if who in OUR_GRAPH else config.max_logit_difference)
+    return bool(sure.any() and (ids == likeliest)[sure].all())
+
+
+def ask(who: str, python: Path, case: Case) -> Any:
+    """What one process answers.
 
     Raises: RuntimeError with the end of what it said, if it fails.
     """
-    command = [str(python), str(PEERS / f"serve_{SCRIPTS.get(who, who)}.py"), json.dumps(case)]
+    command = [str(python), str(PEERS / f"serve_{who.replace('-', '')}.py")]
     variables = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
-    answer = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, cwd=ROOT, env=variables, input=json.dumps(case), capture_output=True, text=True, check=False)
     if answer.returncode:
         raise RuntimeError(f"{who} failed: {answer.stderr[-2000:]}")
-    rounds: list[Case] = json.loads(answer.stdout.splitlines()[-1])
-    return rounds
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def read_bandwidth() -> float:
@@ -131,9 +179,13 @@ def read_bandwidth() -> float:
     return best
 
 
-def written(name: str, sizes: dict[str, Any]) -> Path:
-    """The model's folders, written on first use."""
-    folder = HOME / "serving" / name.replace(" ", "-")
-    if not (folder / "text.npy").exists():
-        subprocess.run([sys.executable, str(PEERS / "serve_model.py"), json.dumps({"folder": str(folder)} | sizes)], cwd=ROOT, check=True)
+def written(name: str) -> Path:
+    """The model's folders; kept, and written again only for other sizes or steps."""
+    folder, wanted = HOME / "serving" / name.replace(" ", "-"), json.dumps(MODELS[name])
+    made_from = folder / "made_from.json"
+    if not made_from.exists() or made_from.read_text() != wanted:
+        made_from.unlink(missing_ok=True)
+        command = [sys.executable, str(PEERS / "serve_model.py"), json.dumps({"folder": str(folder)} | MODELS[name])]
+        subprocess.run(command, cwd=ROOT, check=True)
+        made_from.write_text(wanted)
     return folder

@@ -60,7 +60,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         peer = "–" if row["peer"] is None else f"{row['peer']} {row['peer_value']:.3g}"
         ratio = None if row["ratio"] is None else f"{row['ratio']:.2f}"
         goal = "no goal" if row["goal"] is None else row["goal"]
-        cells = (row["id"], row["metric"], f"{row['ours']:.3g}", peer, row["unit"], ratio, goal, row["met"], row["equal"])
+        equal = f"{row['equal']} / {row['peer_equal']}" if "peer_equal" in row else row["equal"]
+        cells = (row["id"], row["metric"], f"{row['ours']:.3g}", peer, row["unit"], ratio, goal, row["met"], equal)
         lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in cells) + " |")
     return lines
 
@@ -68,7 +69,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 PAGE = """# Benchmarks
 
 The last run of each (`make bench`, or `make bench ONLY=R1`). Ratios come from one run; bare times are of that machine only. *met*: the goal
-is reached; *equal*: both sides gave the same answer; – : there is none.
+is reached; *equal*: both sides gave the same answer, or ours / the peer's is the reference's; – : there is none.
 
 `TRAINYARD_BENCH_HOME` (`~/.cache/trainyard-bench`) keeps the environments of peers, which are built on first use.
 `TRAINYARD_NANOGPT` names nanoGPT's source for R1 and R2: a checkout, or whatever `git clone` accepts; without it, GitHub's.
