@@ -35,9 +35,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def streamed(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """A documented answer that is one object, or server-sent events with `stream`, and the errors of asking."""
-    events = {
-        "text/event-stream": {"schema": {"type": "string", "description": "`data: ` and a JSON object per event, then `data: [DONE]`"}}
-    }
+    event = {"type": "object", "description": "one event; the last one's data is [DONE]", "required": ["data"]}
+    events = {"text/event-stream": {"schema": event | {"properties": {"data": {"type": "string", "description": "a JSON object"}}}}}
     return {200: {"model": model, "description": "The answer, whole or as events", "content": events}, **errors(*ASKING)}
 
 

@@ -23,6 +23,7 @@ class LimitsConfig(Section):
     body_bytes: int = Field(default=1_048_576, ge=1_024, description="body of a request")
     requests: int = Field(default=128, ge=1, description="requests in work at once; one more is told to come back")
     choices: int = Field(default=64, ge=1, description="texts that one request may have written")
+    readings: int = Field(default=16, ge=1, description="requests at once that have texts embedded, or scored for an echo")
     request_seconds: float = Field(default=300, gt=0, description="time for an answer; clients may ask for less by X-Timeout-Seconds")
     header_seconds: float = Field(default=10, gt=0, description="time in which a request's headers have to arrive")
     body_seconds: float = Field(default=20, gt=0, description="time in which its body has to arrive")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from contextlib import closing
 from dataclasses import dataclass
 
 from starlette.datastructures import MutableHeaders
@@ -55,7 +56,7 @@ class Gate:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             visit = begin(scope)
-            with visit.cleanup:
+            with closing(visit.cleanup):
                 await self._answer(scope, receive, _marked(send), visit)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
@@ -87,9 +88,11 @@ class Gate:
         self._check_head(scope, headers)
         self._check_host(headers)
         key = self._key(headers, visit) if self.keyring and scope["path"] not in self.open_paths else None
-        if scope["method"] not in READING:
+        if scope["method"] not in READING or _has_body(headers):
             self._check_length(headers)
-            self._take_place(visit, key)
+            self._take_place(visit)
+        if key:
+            self._charge(visit, key)
 
     def _check_head(self, scope: Scope, headers: dict[bytes, list[bytes]]) -> None:
         if scope["http_version"] not in ("1.0", "1.1"):
@@ -123,17 +126,18 @@ class Gate:
         if int(headers.get(b"content-length", [b"0"])[0]) > self.limits.body_bytes:
             raise self._too_large()
 
-    def _take_place(self, visit: Visit, key: Key | None) -> None:
+    def _take_place(self, visit: Visit) -> None:
         if self.traffic.draining:
             raise _later(503, "the server is about to end; ask another one", int(self.limits.drain_seconds) + 1, code="draining")
         if self.traffic.running >= self.limits.requests:
             raise ApiError(429, "the server works on as many requests as it may; try again", code="server_busy")
-        if key:
-            if wait := self.accounts.admit(key):
-                raise _later(429, "the limit of this key is reached", wait, code="rate_limit_exceeded")
-            visit.cleanup.callback(lambda: self.accounts.settle(key, visit.tokens))
         self.traffic.running += 1
         visit.cleanup.callback(self._give_back)
+
+    def _charge(self, visit: Visit, key: Key) -> None:
+        if wait := self.accounts.admit(key):
+            raise _later(429, "the limit of this key is reached", wait, code="rate_limit_exceeded")
+        visit.cleanup.callback(lambda: self.accounts.settle(key, visit.tokens))
 
     def _give_back(self) -> None:
         self.traffic.running -= 1
@@ -174,6 +178,10 @@ class Gate:
             left.cancel()
             work.cancel()
             await asyncio.wait({work})
+
+
+def _has_body(headers: dict[bytes, list[bytes]]) -> bool:
+    return b"transfer-encoding" in headers or int(headers.get(b"content-length", [b"0"])[0]) > 0
 
 
 def _served_names(settings: Settings) -> frozenset[str]:

@@ -114,15 +114,15 @@ def start(
 
     Raises: ApiError for what can't be served; CapacityError if the queue is full.
     """
-    engine, limits = served.engine, service.settings.limits
-    if len(prompts) * body.candidates > limits.choices:
-        raise ApiError(400, f"one request may have {limits.choices} texts written", param="n" if body.candidates > 1 else "prompt")
+    engine, most = served.engine, service.settings.limits.choices
+    if len(prompts) * body.candidates > most:
+        raise ApiError(400, f"one request may have {most} texts written", param="n" if body.candidates > 1 else "prompt")
     check_ids(engine, [int(id) for id in body.logit_bias], param="logit_bias")
     wanted = _wanted_tokens(engine, prompts, max_tokens)
     batch = Batch(served, visit, prompts, visit.record.generations)
     visit.record.prompt_tokens = batch.prompt_tokens
-    visit.cleanup.callback(_report, service, batch)
-    seconds, client = min(timeout_seconds or limits.request_seconds, limits.request_seconds), visit.record.key or visit.client
+    visit.cleanup.callback(lambda: _report(service, batch))
+    seconds, client = service.patience_seconds(timeout_seconds), visit.record.key or visit.client
     for prompt in prompts:
         for choice in range(body.candidates):
             sampling = body.sampling(max_tokens=wanted, choice=choice)
@@ -130,15 +130,16 @@ def start(
                 generation = engine.submit(prompt, sampling, top=body.top, deadline_seconds=seconds, client=client)
             except (DataError, RecipeError) as error:
                 raise _refused(body, error) from error
-            visit.cleanup.callback(generation.cancel)
             batch.generations.append(generation)
+            visit.cleanup.callback(generation.cancel)
         service.catalogue.mirror(served, prompt, sampling, key=visit.record.id)
     return batch
 
 
 def _refused(body: GenerationRequest, error: DataError | RecipeError) -> ApiError:
-    """A form that can't be followed, or a search that can't be made."""
-    param = "beams" if isinstance(error, DataError) else "structured_outputs" if body.structured_outputs else "response_format"
+    """A search that can't be made, a prompt that can't be continued, or a form that can't be followed."""
+    form = "structured_outputs" if body.structured_outputs else "response_format"
+    param = "beams" if body.beams > 1 else "prompt" if isinstance(error, DataError) else form
     return ApiError(400, f"{param}: {error.fact}; {error.remedy}", param=param)
 
 

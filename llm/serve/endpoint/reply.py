@@ -5,7 +5,9 @@ Source: https://platform.openai.com/docs/api-reference.
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +66,7 @@ class Reply:
 
 def event(data: dict[str, Any]) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(data)}\n\n"
+    return f"data: {json.dumps(data, allow_nan=False)}\n\n"
 
 
 def usage_of(batch: Batch) -> dict[str, Any]:
@@ -77,16 +79,44 @@ def usage_of(batch: Batch) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(engine: Engine, scored: list[Scored], *, offset: int = 0) -> dict[str, Any]:
-    """The `logprobs` object of a completion, one entry per token; `offset` is how many characters came before."""
-    names = [engine.token_name(token.id) for token in scored]
-    lengths = [len(engine.text([token.id])) for token in scored]
+class Offsets:
+    """Where each token of a text begins, in characters; every token of a character that is spread over several, where it does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._pieces = engine.pieces
+        self._place, self._decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of(self, scored: list[Scored]) -> list[int]:
+        """Of the next tokens."""
+        offsets = []
+        for token in scored:
+            offsets.append(self._place)
+            self._place += len(self._decoder.decode(self._pieces[token.id] or b""))
+        return offsets
+
+    def end(self) -> None:
+        """What follows is a text of its own: a character that isn't whole by now stays so."""
+        self._place += len(self._decoder.decode(b"", final=True))
+
+
+def completion_logprobs(engine: Engine, scored: list[Scored], offsets: Offsets) -> dict[str, Any]:
+    """The `logprobs` object of a completion, one entry per token."""
     return {
-        "tokens": names,
+        "tokens": [engine.token_name(token.id) for token in scored],
         "token_logprobs": [_finite(token.logprob) for token in scored],
-        "top_logprobs": [{engine.token_name(id): _finite(value) for id, value in token.top.items()} or None for token in scored],
-        "text_offset": [offset + sum(lengths[:place]) for place in range(len(lengths))],
+        "top_logprobs": [_top(engine, token) or None for token in scored],
+        "text_offset": offsets.of(scored),
     }
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two `logprobs` objects of a completion as one."""
+    return {name: first[name] + second[name] for name in first}
+
+
+def _top(engine: Engine, token: Scored) -> dict[str, float]:
+    values = ((engine.token_name(id), _finite(value)) for id, value in token.top.items())
+    return {name: value for name, value in values if value is not None}
 
 
 def chat_logprobs(engine: Engine, scored: list[Scored]) -> dict[str, Any]:
@@ -104,4 +134,5 @@ def _entry(engine: Engine, id: int, logprob: float | None) -> dict[str, Any]:
 
 
 def _finite(logprob: float | None) -> float | None:
-    return None if logprob is None else max(logprob, LEAST_LOGPROB)
+    """As JSON can carry it; None for what is no number."""
+    return None if logprob is None or math.isnan(logprob) else min(max(logprob, LEAST_LOGPROB), 0.0)

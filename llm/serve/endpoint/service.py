@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 from llm.serve.endpoint.config import Settings
@@ -21,6 +22,7 @@ class Service:
     catalogue: Catalogue
     settings: Settings
     observer: Observer
+    readings: threading.Semaphore  # how many more may begin
     retriever: Retriever | None = None
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -29,7 +31,8 @@ class Service:
         """A server of a catalogue, with what its settings ask for."""
         observer = observer or Observer(settings.observe)
         observer.follow(catalogue)
-        return cls(catalogue, settings, observer, Retriever.of(settings.retrieval, catalogue))
+        readings = threading.Semaphore(settings.limits.readings)
+        return cls(catalogue, settings, observer, readings, Retriever.of(settings.retrieval, catalogue))
 
     def close(self) -> None:
         """Write out what waits; the catalogue stays open."""
@@ -41,13 +44,18 @@ class Service:
     def ready(self) -> bool:
         return self.catalogue.ready() and not self.traffic.draining
 
+    def patience_seconds(self, wanted: float | None) -> float:
+        """How long a client that asks for `wanted` may wait."""
+        longest = self.settings.limits.request_seconds
+        return min(wanted or longest, longest)
+
     def lease(self, model_id: str, visit: Visit) -> Served:
         """The version of a model that answers this request, kept open until its end.
 
         Raises: ApiError if no such model is served.
         """
         try:
-            served = visit.cleanup.enter_context(self.catalogue.lease(model_id, key=visit.record.id))
+            served = visit.cleanup.enter(self.catalogue.lease(model_id, key=visit.record.id))
         except UnknownModel:
             ids = ", ".join(repr(id) for id, _, _ in self.catalogue.entries())
             message = f"the model {model_id[:64]!r} is not served here; served: {ids}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -11,6 +14,53 @@ from starlette.types import Scope
 from llm.serve.observe.record import CLIENT_LEFT, Record, record_of
 
 PLACE = "trainyard.visit"  # of a request's visit in its ASGI scope
+T = TypeVar("T")
+
+
+class Over(Exception):
+    """The request has ended; whatever still works on it may stop."""
+
+
+class Cleanup:
+    """What has to be released when a request ends, the last first.
+
+    Cancelling a task doesn't stop the thread that it waits for: what such a thread registers after the end is released at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._stack, self._over = threading.Lock(), ExitStack(), False
+
+    def callback(self, release: Callable[[], object]) -> None:
+        """Have this called in the end.
+
+        Raises: Over after the end, when it has been called.
+        """
+        with self._lock:
+            if not self._over:
+                self._stack.callback(release)
+                return
+        release()
+        raise Over
+
+    def enter(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that is left in the end.
+
+        Raises: Over after the end, when it has been left.
+        """
+        value = context.__enter__()
+        self.callback(lambda: context.__exit__(None, None, None))
+        return value
+
+    def check(self) -> None:
+        """Raises: Over after the end."""
+        if self._over:
+            raise Over
+
+    def close(self) -> None:
+        """The end: release everything."""
+        with self._lock:
+            self._over = True
+        self._stack.close()
 
 
 @dataclass(frozen=True)
@@ -19,7 +69,7 @@ class Visit:
 
     record: Record
     client: str
-    cleanup: ExitStack = field(default_factory=ExitStack)
+    cleanup: Cleanup = field(default_factory=Cleanup)
 
     @property
     def begun(self) -> bool:

@@ -157,7 +157,35 @@ def test_a_keys_limits_hold(catalogue: Catalogue, running: Any, tmp_path: Path) 
         refused = ask(small)
         assert refused.status_code == 429
         assert 60 < int(refused.headers["retry-after"]) < 600
-        assert http.get("/v1/models", headers={"authorization": f"Bearer {few}"}).status_code == 200
+        assert http.get("/health").status_code == 200
+
+
+def test_reading_counts_too(catalogue: Catalogue, running: Any, tmp_path: Path) -> None:
+    secret, line = make_key("few", requests_per_minute=3)
+    headers = {"authorization": f"Bearer {secret}"}
+    with running(create_app(catalogue, Settings(keys=keys_file(tmp_path, line)))) as address, httpx.Client(base_url=address) as http:
+        methods = ("GET", "HEAD", "OPTIONS", "GET")
+        statuses = [http.request(method, "/v1/models", headers=headers).status_code for method in methods]
+    assert statuses == [200, 405, 405, 429]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_a_body_is_bounded_whatever_the_method(address: str, method: str) -> None:
+    head = f"{method} /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\nConnection: close\r\n\r\n"
+    assert raw.status(raw.exchange(address, head.encode())) == 413  # before the body is sent
+
+
+def test_who_sends_a_body_takes_a_place(catalogue: Catalogue, running: Any) -> None:
+    app = create_app(catalogue, Settings(limits=LimitsConfig(requests=1)))
+    head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nConnection: close\r\n\r\n"
+    with running(app) as address, raw.connect(address) as slow:
+        slow.sendall(head)
+        while app.state.service.traffic.running == 0:
+            time.sleep(0.001)
+        assert raw.status(raw.exchange(address, head)) == 429
+        assert httpx.get(f"{address}/v1/models").status_code == 200
+        slow.sendall(b"some text")
+        assert raw.status(raw.received(slow)) == 200
 
 
 def test_one_too_many_is_told_to_come_back(catalogue: Catalogue, running: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import ChatCompletion, streamed
-from llm.serve.endpoint.generate import Batch, chat_ids, check_end, gathered, interleaved, start
+from llm.serve.endpoint.generate import Batch, Written, chat_ids, check_end, gathered, interleaved, start
 from llm.serve.endpoint.reply import Reply, chat_logprobs, usage_of
 from llm.serve.endpoint.requests import ChatRequest
 from llm.serve.endpoint.service import Service
@@ -31,7 +32,8 @@ def chat(service: Service) -> APIRouter:
         batch = await run_in_threadpool(_start, service, visit_of(request), body, timeout)
         if body.stream:
             return EventStream(_events(batch, body))
-        return JSONResponse(await _whole(batch, body))
+        whole = partial(_whole, batch, body, await gathered(batch.generations))
+        return await run_in_threadpool(whole) if body.logprobs else whole()  # it may be long
 
     return router
 
@@ -46,12 +48,12 @@ def _start(service: Service, visit: Visit, body: ChatRequest, timeout_seconds: f
     return replace(batch, citations=citations)
 
 
-async def _whole(batch: Batch, body: ChatRequest) -> dict[str, Any]:
+def _whole(batch: Batch, body: ChatRequest, written: list[Written]) -> Response:
     reply, choices = Reply.to(batch, chat=True), []
-    for index, text in enumerate(await gathered(batch.generations)):
+    for index, text in enumerate(written):
         logprobs = chat_logprobs(batch.engine, text.tokens) if body.logprobs else None
         choices.append(reply.choice(index, text.text, text.finish_reason, logprobs))
-    return reply.whole(choices, usage_of(batch)) | _cited(batch)
+    return JSONResponse(reply.whole(choices, usage_of(batch)) | _cited(batch))
 
 
 def _cited(batch: Batch) -> dict[str, Any]:

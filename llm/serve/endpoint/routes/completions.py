@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,7 +12,8 @@ from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import Completion, streamed
 from llm.serve.endpoint.generate import Batch, Written, check_end, gathered, interleaved, prompt_ids, start
-from llm.serve.endpoint.reply import Reply, completion_logprobs, usage_of
+from llm.serve.endpoint.reading import read_each
+from llm.serve.endpoint.reply import Offsets, Reply, completion_logprobs, joined, usage_of
 from llm.serve.endpoint.requests import CompletionRequest
 from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.stream import EventStream
@@ -31,10 +33,11 @@ def completions(service: Service) -> APIRouter:
     async def complete(body: CompletionRequest, request: Request, timeout: TimeoutSeconds = None) -> Response:
         """Continue each prompt, a text or token ids."""
         batch = await run_in_threadpool(_start, service, visit_of(request), body, timeout)
-        read = await _read(batch, body)
+        read = await _read(service, batch, body, timeout)
         if body.stream:
             return EventStream(_events(batch, body, read))
-        return JSONResponse(await _whole(batch, body, read))
+        whole = partial(_whole, batch, body, read, await gathered(batch.generations))
+        return whole() if body.logprobs is None and not body.echo else await run_in_threadpool(whole)  # it may be long
 
     return router
 
@@ -53,42 +56,51 @@ def _text(engine: Engine, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else engine.text(prompt)
 
 
-async def _read(batch: Batch, body: CompletionRequest) -> list[Written]:
+async def _read(service: Service, batch: Batch, body: CompletionRequest, timeout_seconds: float | None) -> list[Written]:
     """Each prompt as an echo shows it; empty without one."""
     if not body.echo:
         return [Written("", [], "") for _ in batch.prompts]
-    scored: list[list[Scored]] = [[] for _ in batch.prompts]
-    if body.logprobs is not None:
-        scored = [await run_in_threadpool(batch.engine.score, prompt, top=body.logprobs) for prompt in batch.prompts]
-    return [Written(batch.engine.text(prompt), tokens, "") for prompt, tokens in zip(batch.prompts, scored, strict=True)]
+    if body.logprobs is None:
+        return [Written(text, [], "") for text in await run_in_threadpool(lambda: list(map(batch.engine.text, batch.prompts)))]
+
+    def read(prompt: list[int]) -> Written:
+        return Written(batch.engine.text(prompt), batch.engine.score(prompt, top=body.logprobs or 0), "")
+
+    return await read_each(service, batch.visit, batch.prompts, read, timeout_seconds=timeout_seconds)
 
 
-async def _whole(batch: Batch, body: CompletionRequest, read: list[Written]) -> dict[str, Any]:
+def _whole(batch: Batch, body: CompletionRequest, read: list[Written], written: list[Written]) -> Response:
     reply, choices, candidates = Reply.to(batch, chat=False), list[dict[str, Any]](), body.candidates
-    written = await gathered(batch.generations)
     for place, echo in enumerate(read):
         best = written[place * candidates : (place + 1) * candidates]
         if candidates > body.n:
             best = sorted(best, key=lambda text: -text.mean_logprob)[: body.n]
         for text in best:
-            logprobs = None if body.logprobs is None else completion_logprobs(batch.engine, echo.tokens + text.tokens)
+            logprobs = None if body.logprobs is None else _logprobs(batch.engine, echo.tokens, text.tokens)
             choices.append(reply.choice(len(choices), echo.text + text.text, text.finish_reason, logprobs))
-    return reply.whole(choices, usage_of(batch))
+    return JSONResponse(reply.whole(choices, usage_of(batch)))
+
+
+def _logprobs(engine: Engine, read: list[Scored], written: list[Scored]) -> dict[str, Any]:
+    offsets = Offsets(engine)
+    echoed = completion_logprobs(engine, read, offsets)
+    offsets.end()
+    return joined(echoed, completion_logprobs(engine, written, offsets))
 
 
 async def _events(batch: Batch, body: CompletionRequest, read: list[Written]) -> AsyncIterator[str]:
     reply, engine = Reply.to(batch, chat=False), batch.engine
-    offsets = [0] * len(batch.generations)
+    offsets = [Offsets(engine) for _ in batch.generations]
 
     def part(index: int, text: str, tokens: list[Scored], finish_reason: str | None) -> str:
-        logprobs = None if body.logprobs is None else completion_logprobs(engine, tokens, offset=offsets[index])
-        offsets[index] += sum(len(engine.text([token.id])) for token in tokens)
+        logprobs = None if body.logprobs is None else completion_logprobs(engine, tokens, offsets[index])
         return reply.part([reply.delta(index, text, finish_reason, logprobs)])
 
     if body.echo:
         for index in range(len(batch.generations)):
             echo = read[index // body.candidates]
-            yield part(index, echo.text, echo.tokens, None)
+            yield await run_in_threadpool(part, index, echo.text, echo.tokens, None)
+            offsets[index].end()
     async for index, chunk in interleaved(batch.generations):
         check_end(chunk.finish_reason)
         if chunk.text or chunk.finish_reason or body.logprobs is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -15,10 +16,12 @@ from llm.errors import ArtifactError
 from llm.serve.endpoint.answers import ASKING, Embeddings, errors
 from llm.serve.endpoint.errors import ApiError
 from llm.serve.endpoint.generate import prompt_ids
+from llm.serve.endpoint.reading import read_each
 from llm.serve.endpoint.requests import Prompts, RequestModel, ignored
 from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.visit import Visit, visit_of
-from llm.serve.endpoint.wire import StrictRoute
+from llm.serve.endpoint.wire import StrictRoute, TimeoutSeconds
+from llm.serve.engine.engine import Engine
 
 MAX_INPUTS = 256
 
@@ -38,14 +41,18 @@ def embeddings(service: Service) -> APIRouter:
     router = APIRouter(route_class=StrictRoute)
 
     @router.post("/v1/embeddings", response_model=None, responses={200: {"model": Embeddings}, **errors(*ASKING)})
-    async def embed(body: EmbeddingRequest, request: Request) -> Response:
+    async def embed(body: EmbeddingRequest, request: Request, timeout: TimeoutSeconds = None) -> Response:
         """A unit vector for each input."""
-        return JSONResponse(await run_in_threadpool(_embed, service, visit_of(request), body))
+        visit = visit_of(request)
+        engine, rows = await run_in_threadpool(_start, service, visit, body)
+        vectors = await read_each(service, visit, rows, partial(_vector, engine, body.dimensions), timeout_seconds=timeout)
+        visit.record.prompt_tokens = sum(map(len, rows))
+        return await run_in_threadpool(_whole, body, vectors, visit.record.prompt_tokens)
 
     return router
 
 
-def _embed(service: Service, visit: Visit, body: EmbeddingRequest) -> dict[str, Any]:
+def _start(service: Service, visit: Visit, body: EmbeddingRequest) -> tuple[Engine, list[list[int]]]:
     if len(body.input) > MAX_INPUTS:
         raise ApiError(400, f"one request may have {MAX_INPUTS} inputs", param="input")
     engine = service.lease(body.model, visit).engine
@@ -53,15 +60,25 @@ def _embed(service: Service, visit: Visit, body: EmbeddingRequest) -> dict[str, 
     if (longest := max(map(len, rows))) > engine.facts.context_tokens:
         message = f"the context is {engine.facts.context_tokens} tokens; an input has {longest}"
         raise ApiError(400, message, param="input", code="context_length_exceeded")
+    return engine, rows
+
+
+def _vector(engine: Engine, dimensions: int | None, row: list[int]) -> np.ndarray:
     try:
-        vectors = engine.embed(rows)
+        vector: np.ndarray = engine.embed([row])[0]
     except ArtifactError as error:
         raise ApiError(400, error.fact, param="model", code="embeddings_not_supported") from error
-    if body.dimensions not in (None, vectors.shape[1]):
-        raise ApiError(400, f"vectors of this model have {vectors.shape[1]} dimensions, and can't be cut", param="dimensions")
-    read = visit.record.prompt_tokens = sum(map(len, rows))
-    data = [{"object": "embedding", "index": index, "embedding": _written(row, body)} for index, row in enumerate(vectors)]
-    return {"object": "list", "data": data, "model": body.model, "usage": {"prompt_tokens": read, "total_tokens": read}}
+    if dimensions not in (None, len(vector)):
+        raise ApiError(400, f"vectors of this model have {len(vector)} dimensions, and can't be cut", param="dimensions")
+    if not np.isfinite(vector).all():
+        raise ApiError(500, "the model gave no finite vector")
+    return vector
+
+
+def _whole(body: EmbeddingRequest, vectors: list[np.ndarray], read_tokens: int) -> Response:
+    data = [{"object": "embedding", "index": index, "embedding": _written(vector, body)} for index, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": read_tokens, "total_tokens": read_tokens}
+    return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
 
 
 def _written(vector: np.ndarray, body: EmbeddingRequest) -> list[float] | str:

@@ -52,9 +52,7 @@ def tokens(service: Service) -> APIRouter:
     @router.post("/detokenize", response_model=Text, responses=errors(*ASKING))
     async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, str]:
         """The text of ids."""
-        engine = service.lease(body.model, visit_of(request)).engine
-        check_ids(engine, body.tokens, param="tokens")
-        return {"prompt": engine.text(body.tokens)}
+        return await run_in_threadpool(_detokenize, service, visit_of(request), body)
 
     return router
 
@@ -69,3 +67,9 @@ def _tokenize(service: Service, visit: Visit, body: TokenizeRequest) -> dict[str
         ids = [engine.tokenizer.bos] * body.add_special_tokens + list(engine.tokenizer.encode(text))
     names = [engine.token_name(id) for id in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": engine.facts.context_tokens, "tokens": ids, "token_strs": names}
+
+
+def _detokenize(service: Service, visit: Visit, body: DetokenizeRequest) -> dict[str, str]:
+    engine = service.lease(body.model, visit).engine
+    check_ids(engine, body.tokens, param="tokens")
+    return {"prompt": engine.text(body.tokens)}
