@@ -158,9 +158,14 @@ def _report(service: Service, batch: Batch) -> None:
     A deadline that passes in the queue says nothing of the model; one that passes without a token from a slot does.
     """
     first_token_seconds = batch.visit.record.first_token_seconds
-    failed = any(generation.error or _silent(generation) for generation in batch.generations)
+    failed = any(_blamed(generation) or _silent(generation) for generation in batch.generations)
     if failed or first_token_seconds is not None:
         service.catalogue.report(batch.served, ok=not failed, first_token_seconds=first_token_seconds)
+
+
+def _blamed(generation: Generation) -> bool:
+    """Whether it failed by the model and not by what was asked: a client can't have a version rolled back."""
+    return generation.error is not None and not isinstance(generation.error, RecipeError)
 
 
 def _silent(generation: Generation) -> bool:
