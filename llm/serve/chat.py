@@ -171,7 +171,10 @@ def _converse(client: httpx.Client, talk: Talk) -> None:
                 return
             talk = following
         elif said:
-            talk = _exchange(client, console, talk, said)
+            try:
+                talk = _exchange(client, console, talk, said)
+            except KeyboardInterrupt:  # just as the answer ended by itself
+                console.print("\nstopped", style="dim")
 
 
 def _read(console: Console) -> str | None:
