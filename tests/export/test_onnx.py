@@ -135,11 +135,12 @@ def test_a_damaged_graph_fails_the_gate(exported: Any, tmp_path: Path) -> None:
         gate.check(exported.model, damaged(exported, tmp_path / "b", float("nan")), PROMPTS, ExportConfig())
 
 
-def test_other_greedy_tokens_fail_the_gate_unless_pytorch_is_in_doubt(exported: Any, tmp_path: Path) -> None:
-    damaged_graph = CachedGraph(damaged(exported, tmp_path / "a", 3.0) / "model.onnx")
+def test_other_greedy_tokens_fail_the_gate_and_so_does_nothing_but_doubt(exported: Any, tmp_path: Path) -> None:
+    folder = damaged(exported, tmp_path / "a", 3.0)
     with pytest.raises(DivergenceError, match="greedy tokens differ"):
-        causal.greedy_agreement(exported.model, damaged_graph, PROMPTS[0], 64, doubt=0.0)
-    assert causal.greedy_agreement(exported.model, damaged_graph, PROMPTS[0], 64, doubt=1e9) == 0
+        causal.agreement(exported.model, folder, PROMPTS[:1], 64, doubt=0.0)
+    with pytest.raises(DivergenceError, match="no greedy token could be compared"):
+        causal.agreement(exported.model, folder, PROMPTS[:1], 64, doubt=1e9)
 
 
 def test_genai_opens_the_folder_and_writes_the_same(exported: Any) -> None:
