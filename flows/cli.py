@@ -261,8 +261,8 @@ def serve(
     CONFIG is a YAML file of settings; the other options come on top of it. --host beyond this machine needs --keys FILE.
     With REPLICAS, as many copies at most answer on Ray Serve, fewer while there is little to do.
     """
-    from llm.serve.endpoint.config import load_settings
     from llm.serve.endpoint.server import serve
+    from llm.serve.endpoint.settings import load_settings
     from llm.serve.models.spec import ModelSpec
 
     engine = {"slots": slots, "threads": threads, "variant": variant}

@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from llm.errors import ArtifactError, CapacityError, RecipeError
-from llm.serve.endpoint.config import Settings, load_settings
+from llm.serve.endpoint.config import Settings
 from llm.serve.endpoint.server import check_exposure, serve
+from llm.serve.endpoint.settings import load_settings
 from llm.serve.models.spec import ModelSpec
 from tests.serve.endpoint import raw
 
