@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,7 +86,7 @@ def models(client: httpx.Client) -> list[str]:
     raise DependencyError("no model is served", value=client.base_url, remedy="start one: trainyard serve champion")
 
 
-def stream(client: httpx.Client, model: str, messages: list[dict[str, str]], answer: Answer) -> Iterator[str]:
+def stream(client: httpx.Client, model: str, messages: list[dict[str, str]], answer: Answer) -> Generator[str]:
     """Pieces of the answer as they come, noted in `answer`; the request ends with whoever stops asking.
 
     Raises: DependencyError if the server refuses, or breaks off.
@@ -160,7 +161,7 @@ def _answer_pipe(client: httpx.Client, talk: Talk) -> None:
 
 def _converse(client: httpx.Client, talk: Talk) -> None:
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (arrow keys and history for input())
+        importlib.import_module("readline")  # which gives input() arrow keys and a history
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{talk.model} at {client.base_url}", style="bold", markup=False)
     console.print("/help says what else there is", style="dim")
@@ -203,7 +204,7 @@ def _exchange(client: httpx.Client, console: Console, talk: Talk, said: str) -> 
         console.print(f"\n{error}" if answer.text else str(error), style="red", markup=False)
         return talk
     finally:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
     console.print(f"\n{note or answer.figures()}", style="dim")
     return talk.after(said, answer.text) if answer.text else talk
 

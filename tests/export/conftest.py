@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime_genai
 import pytest
 import torch
 
@@ -47,6 +48,17 @@ def a_model(sizes: dict[str, Any], vocab_size: int = 700) -> Any:
     for name, buffer in model.named_buffers():
         torch.nn.init.normal_(buffer, std=0.2 if name.endswith("bias_E") else 0.0)
     return model
+
+
+def genai_continues(model: onnxruntime_genai.Model, prompt: list[int], *, max_length: int) -> list[int]:
+    """What onnxruntime-genai writes greedily after the prompt, until an end or so many tokens in all."""
+    settings = onnxruntime_genai.GeneratorParams(model)
+    settings.set_search_options(max_length=max_length)
+    generator = onnxruntime_genai.Generator(model, settings)
+    generator.append_tokens(prompt)
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [int(id) for id in generator.get_sequence(0)][len(prompt) :]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 
 from llm.data.config import TokenizeConfig, TokenizerConfig
 from llm.data.tokenizer import Tokenizer, train
+from llm.data.vocabulary.pieces import Pieces
 from llm.errors import RecipeError
 from llm.export.gguf import write
 from llm.export.parity import causal
@@ -129,7 +130,8 @@ def test_fewer_bits_are_near_the_weights_and_smaller(tokenized: Path, tmp_path: 
 def test_pieces_keep_ids_scores_and_kinds(tokenized: Path, tmp_path: Path) -> None:
     _, path = file_of(tokenized, tmp_path, LLAMA)
     facts, tokenizer = content(path)[0], Tokenizer.load(tokenized)
-    processor = tokenizer.vocabulary.processor  # type: ignore[attr-defined]
+    assert isinstance(tokenizer.vocabulary, Pieces)
+    processor = tokenizer.vocabulary.processor
     assert facts["tokenizer.ggml.model"] == "llama"
     assert facts["tokenizer.ggml.tokens"] == [processor.id_to_piece(id) for id in range(700)]
     np.testing.assert_allclose(facts["tokenizer.ggml.scores"], [processor.get_score(id) for id in range(700)])

@@ -14,7 +14,7 @@ from llm.export.parity import causal
 from llm.export.parity.loaded import CachedGraph
 from llm.model import pretrained
 from llm.serve.models.folder import open_folder
-from tests.export.conftest import PLAIN
+from tests.export.conftest import PLAIN, genai_continues
 
 PROMPT = [1, 40, 300, 5, 17, 260, 44, 91, 350, 12]
 
@@ -50,14 +50,7 @@ def test_the_graph_agrees_with_pytorch(gpt2: Any) -> None:
 
 
 def test_genai_opens_the_folder_and_writes_the_same(gpt2: Any) -> None:
-    model = onnxruntime_genai.Model(str(gpt2.folder / "onnx"))
-    settings = onnxruntime_genai.GeneratorParams(model)
-    settings.set_search_options(max_length=50)
-    generator = onnxruntime_genai.Generator(model, settings)
-    generator.append_tokens(PROMPT)
-    while not generator.is_done():
-        generator.generate_next_token()
-    written = [int(id) for id in generator.get_sequence(0)][len(PROMPT) :]
+    written = genai_continues(onnxruntime_genai.Model(str(gpt2.folder / "onnx")), PROMPT, max_length=50)
     assert written == causal.greedy(CachedGraph(gpt2.folder / "onnx" / "model.onnx"), PROMPT, len(written))
 
 

@@ -18,7 +18,7 @@ from llm.export.parity import causal
 from llm.export.parity.loaded import CachedGraph
 from llm.model import origin
 from llm.model.moe import experts_of
-from tests.export.conftest import MOE, a_model
+from tests.export.conftest import MOE, a_model, genai_continues
 
 PROMPT = [1, 40, 300, 5, 17, 260, 44, 91, 350, 12]
 OF_ITS_OWN = {"router": "sigmoid", "balance": "bias", "num_shared_experts": 1, "qk_norm": True}
@@ -111,13 +111,6 @@ def test_without_a_class_there_is_a_graph_and_the_card_says_why(unknown: Any) ->
 
 
 def test_genai_opens_the_folder_and_writes_the_same(unknown: Any) -> None:
-    model = onnxruntime_genai.Model(str(unknown.folder / "onnx"))
-    settings = onnxruntime_genai.GeneratorParams(model)
-    settings.set_search_options(max_length=40)
-    generator = onnxruntime_genai.Generator(model, settings)
-    generator.append_tokens(PROMPT)
-    while not generator.is_done():
-        generator.generate_next_token()
-    written = [int(id) for id in generator.get_sequence(0)][len(PROMPT) :]
+    written = genai_continues(onnxruntime_genai.Model(str(unknown.folder / "onnx")), PROMPT, max_length=40)
     assert written == causal.greedy(CachedGraph(unknown.folder / "onnx" / "model.onnx"), PROMPT, len(written))
     assert json.loads((unknown.folder / "onnx" / "config.json").read_text())["model_type"] == "qwen3_moe"

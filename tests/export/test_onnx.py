@@ -24,7 +24,7 @@ from llm.export.parity import causal, gate
 from llm.export.parity.loaded import CachedGraph, Loaded
 from llm.serve.models.folder import open_folder
 from llm.serve.models.graph import check_graph
-from tests.export.conftest import PROPERTIES
+from tests.export.conftest import PROPERTIES, genai_continues
 
 PROMPTS = [[1, 40, 300, 5, 17, 260, 44, 91, 350, 12], [1, 600, 601, 7], [1, 33]]
 
@@ -145,13 +145,7 @@ def test_other_greedy_tokens_fail_the_gate_and_so_does_nothing_but_doubt(exporte
 
 def test_genai_opens_the_folder_and_writes_the_same(exported: Any) -> None:
     model = onnxruntime_genai.Model(str(exported.folder / "onnx"))
-    settings = onnxruntime_genai.GeneratorParams(model)
-    settings.set_search_options(max_length=60)
-    generator = onnxruntime_genai.Generator(model, settings)
-    generator.append_tokens(PROMPTS[0])
-    while not generator.is_done():
-        generator.generate_next_token()
-    written = [int(id) for id in generator.get_sequence(0)][len(PROMPTS[0]) :]
+    written = genai_continues(model, PROMPTS[0], max_length=60)
     assert written == causal.greedy(CachedGraph(exported.folder / "onnx" / "model.onnx"), PROMPTS[0], len(written))
     ends = {2, exported.tokenizer.end}
     assert len(written) == 50 or written[-1] in ends

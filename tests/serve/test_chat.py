@@ -168,6 +168,9 @@ def answering(*parts: bytes, status: bytes = b"200 OK") -> Iterator[str]:
                     connection, _ = listener.accept()
                     connection.recv(65_536)
                     connection.sendall(b"HTTP/1.1 " + status + b"\r\nConnection: close\r\n\r\n" + b"".join(parts))
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65_536):  # a close with something unread would reset the connection
+                        pass
                     connection.close()
 
         thread = threading.Thread(target=serve, daemon=True)

@@ -55,8 +55,7 @@ def traceable(model: Moe) -> Moe:
     """The same model with experts that can be traced; the weights are shared, not copied."""
     twin: Moe = assemble(model.config, model.vocab_size, model.state_dict())
     for block in twin.blocks:
-        layer = cast(Block, block)
-        layer.feed_forward = TracedExperts(cast(Experts, layer.feed_forward))  # type: ignore[assignment]
+        block.feed_forward = TracedExperts(cast(Experts, cast(Block, block).feed_forward))
     return twin
 
 

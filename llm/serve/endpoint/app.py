@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.config import Settings
@@ -50,7 +49,7 @@ def create_app(catalogue: Catalogue, settings: Settings | None = None, observer:
     app.add_middleware(Gate, settings=settings, keyring=keyring, traffic=service.traffic, open_paths=open_paths)
     app.add_middleware(Observed, observer=service.observer, routes=app.routes)
     add_error_handlers(app)
-    app.openapi = lambda: _document(app, keys=settings.keys is not None)  # type: ignore[method-assign]
+    _correct(app.openapi(), keys=settings.keys is not None)
     return app
 
 
@@ -60,19 +59,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(app.state.service.close)
 
 
-def _document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
-    """The OpenAPI document: FastAPI's, without the answers that it would give and this server doesn't."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)
-                if keys and path not in PROBED:
-                    operation["security"] = [{"key": []}]
-        schemas = document["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        if keys:
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = document
-    return app.openapi_schema
+def _correct(document: dict[str, Any], *, keys: bool) -> None:
+    """Take from FastAPI's OpenAPI document the answers that this server doesn't give, and add that it wants keys."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if keys and path not in PROBED:
+                operation["security"] = [{"key": []}]
+    components = document["components"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(name, None)
+    if keys:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

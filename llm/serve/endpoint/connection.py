@@ -12,7 +12,7 @@ import json
 import re
 import socket
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -34,8 +34,8 @@ class Connection(H11Protocol):
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
         _send_at_once(transport)
         self.clients[self._address] += 1
         if len(self.connections) > self.limits.connections or self.clients[self._address] > self.limits.connections_per_client:
@@ -112,7 +112,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def _send_at_once(transport: asyncio.Transport) -> None:
+def _send_at_once(transport: asyncio.BaseTransport) -> None:
     """Don't let a body wait for the receipt of its head: asyncio sees to that only for listeners that it opened itself."""
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from llm.errors import CapacityError
+from llm.errors import CapacityError, RecipeError
 
 RETRY_AFTER_SECONDS = 1
 LONGEST_MESSAGE = 400
@@ -55,6 +55,11 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     return {"error": {"message": message[:LONGEST_MESSAGE], "type": kind, "param": param, "code": code}}
 
 
+def asked_for(error: RecipeError) -> str:
+    """What to say to whoever set what a text can't go on with."""
+    return f"{error.fact}; {error.remedy}"
+
+
 def unknown(name: str, valid: list[str]) -> str:
     """What to say about a name that nobody knows."""
     near = difflib.get_close_matches(name, valid, n=1)
@@ -77,6 +82,10 @@ def add_error_handlers(app: FastAPI) -> None:
         param = ".".join(str(part)[:64] for part in first["loc"] if part not in ("body", "header", "path", "query")) or None
         message = f"{param}: {first['msg']}" if param else str(first["msg"])
         return JSONResponse(error_body(400, message, param=param), 400)
+
+    @app.exception_handler(RecipeError)
+    async def refused(_: Request, error: RecipeError) -> JSONResponse:
+        return JSONResponse(error_body(400, asked_for(error)), 400)
 
     @app.exception_handler(CapacityError)
     async def full(_: Request, error: CapacityError) -> JSONResponse:

@@ -19,7 +19,7 @@ from llm.serve.models.served import Served
 
 
 @dataclass(frozen=True)
-class Batch:
+class Submitted:
     """The generations of one request: for each prompt as many as there are candidates."""
 
     served: Served
@@ -107,7 +107,7 @@ def start(
     *,
     max_tokens: int | None,
     timeout_seconds: float | None = None,
-) -> Batch:
+) -> Submitted:
     """Submit every candidate of every prompt; whatever becomes of the request, they end with it.
 
     Without `max_tokens`, a text may fill the context.
@@ -119,9 +119,9 @@ def start(
         raise ApiError(400, f"one request may have {most} texts written", param="n" if body.candidates > 1 else "prompt")
     check_ids(engine, [int(id) for id in body.logit_bias], param="logit_bias")
     wanted = _wanted_tokens(engine, prompts, max_tokens)
-    batch = Batch(served, visit, prompts, visit.record.generations)
-    visit.record.prompt_tokens = batch.prompt_tokens
-    visit.cleanup.callback(lambda: _report(service, batch))
+    submitted = Submitted(served, visit, prompts, visit.record.generations)
+    visit.record.prompt_tokens = submitted.prompt_tokens
+    visit.cleanup.callback(lambda: _report(service, submitted))
     seconds, client = service.patience_seconds(timeout_seconds), visit.record.key or visit.client
     for prompt in prompts:
         for choice in range(body.candidates):
@@ -130,10 +130,10 @@ def start(
                 generation = engine.submit(prompt, sampling, top=body.top, deadline_seconds=seconds, client=client)
             except (DataError, RecipeError) as error:
                 raise _refused(body, error) from error
-            batch.generations.append(generation)
+            submitted.generations.append(generation)
             visit.cleanup.callback(generation.cancel)
         service.catalogue.mirror(served, prompt, sampling, key=visit.record.id)
-    return batch
+    return submitted
 
 
 def _refused(body: GenerationRequest, error: DataError | RecipeError) -> ApiError:
@@ -152,15 +152,15 @@ def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | N
     return wanted
 
 
-def _report(service: Service, batch: Batch) -> None:
+def _report(service: Service, submitted: Submitted) -> None:
     """Tell the catalogue how the model did, unless the request ended before that showed.
 
     A deadline that passes in the queue says nothing of the model; one that passes without a token from a slot does.
     """
-    first_token_seconds = batch.visit.record.first_token_seconds
-    failed = any(_blamed(generation) or _silent(generation) for generation in batch.generations)
+    first_token_seconds = submitted.visit.record.first_token_seconds
+    failed = any(_blamed(generation) or _silent(generation) for generation in submitted.generations)
     if failed or first_token_seconds is not None:
-        service.catalogue.report(batch.served, ok=not failed, first_token_seconds=first_token_seconds)
+        service.catalogue.report(submitted.served, ok=not failed, first_token_seconds=first_token_seconds)
 
 
 def _blamed(generation: Generation) -> bool:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm.serve.endpoint.generate import Batch
+from llm.serve.endpoint.generate import Submitted
 from llm.serve.engine.engine import Engine
 from llm.serve.engine.generation import Scored
 
@@ -31,10 +31,10 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def to(cls, batch: Batch, *, chat: bool) -> Reply:
+    def to(cls, submitted: Submitted, *, chat: bool) -> Reply:
         """The answer of a request's generations."""
-        record = batch.visit.record
-        return cls(record.answer_id, record.model, batch.served.version, chat)
+        record = submitted.visit.record
+        return cls(record.answer_id, record.model, submitted.served.version, chat)
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request that isn't streamed."""
@@ -69,13 +69,13 @@ def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, allow_nan=False)}\n\n"
 
 
-def usage_of(batch: Batch) -> dict[str, Any]:
+def usage_of(submitted: Submitted) -> dict[str, Any]:
     """Tokens read and written."""
     return {
-        "prompt_tokens": batch.prompt_tokens,
-        "completion_tokens": batch.completion_tokens,
-        "total_tokens": batch.prompt_tokens + batch.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": batch.cached_tokens},
+        "prompt_tokens": submitted.prompt_tokens,
+        "completion_tokens": submitted.completion_tokens,
+        "total_tokens": submitted.prompt_tokens + submitted.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": submitted.cached_tokens},
     }
 
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -86,7 +86,7 @@ def server_config(app: Any, limits: LimitsConfig, **listen: Any) -> uvicorn.Conf
     """uvicorn as this endpoint needs it: own connections, no websockets, no trust in forwarded addresses."""
     return uvicorn.Config(
         app,
-        http=partial(Connection, limits=limits, clients=Counter()),  # type: ignore[arg-type]
+        http=cast(Any, partial(Connection, limits=limits, clients=Counter())),  # which uvicorn calls as it would a class
         ws="none",
         h11_max_incomplete_event_size=limits.header_bytes,
         timeout_keep_alive=limits.idle_seconds,

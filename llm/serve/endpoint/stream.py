@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 from fastapi.responses import StreamingResponse
 
-from llm.serve.endpoint.errors import ApiError, error_body
+from llm.errors import RecipeError
+from llm.serve.endpoint.errors import ApiError, asked_for, error_body
 from llm.serve.endpoint.reply import DONE, event
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ async def _ended(events: AsyncIterator[str]) -> AsyncIterator[str]:
             yield part
     except ApiError as error:
         yield event(error_body(error.status_code, error.detail, param=error.param, code=error.code))
+    except RecipeError as error:
+        yield event(error_body(400, asked_for(error)))
     except Exception:
         log.exception("a stream broke off")
         yield event(error_body(500, "the server failed while it wrote the answer"))

@@ -7,7 +7,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from llm.errors import ArtifactError
-from llm.serve.engine.graph import for_serving
+from llm.serve.engine.rewrite import for_serving
 from llm.serve.models.folder import ModelFolder
 from llm.serve.models.graph import REMEDY
 

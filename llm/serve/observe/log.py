@@ -29,8 +29,11 @@ def configure(stream: TextIO | None = None, *, level: int = logging.INFO) -> log
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for name in ("llm", "uvicorn", "uvicorn.error"):  # whoever ran uvicorn before may have set the last of them apart
-        logging.getLogger(name).setLevel(level)
+    for name in ("llm", "uvicorn", "uvicorn.error"):  # whoever ran uvicorn before may have set the last two apart
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(level)
     return handler
 
 

@@ -14,6 +14,7 @@ from llm.serve.endpoint.strict_json import MAX_DEPTH
 QUESTION: Any = [{"role": "user", "content": "what is it?"}]
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "nothing"}}}
+NO_WAY_ON: Any = {"structured_outputs": {"regex": "a{0}"}, "ignore_eos": True, "max_tokens": 9}
 
 
 def nested(levels: int) -> Any:
@@ -75,6 +76,7 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "beams": 2, "seed": 1, "top_p": 0.5, "logprobs": 1}, 400, "beams", "with top_p, seed, logprobs"),
     (CHAT, {"messages": QUESTION, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
     (CHAT, {"messages": QUESTION, "response_format": {"type": "json_schema"}}, 400, "response_format", "json_schema is given"),
+    (COMPLETIONS, {"prompt": "x", **NO_WAY_ON}, 400, None, "let the text end"),
     # too long, too many, too deep
     (COMPLETIONS, {"prompt": "x", "max_tokens": 5_000}, 400, "max_tokens", "the context is 4000 tokens"),
     (COMPLETIONS, {"prompt": [7] * 4_001, "max_tokens": 1}, 400, "prompt", "the context is 4000 tokens"),
@@ -209,3 +211,12 @@ def test_a_full_context_has_its_own_code(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="small", prompt=[7] * 4_001, max_tokens=1)
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_stream_that_cannot_go_on_says_why(http: httpx.Client) -> None:
+    text = http.post(COMPLETIONS, json={"model": "small", "prompt": "x", "stream": True, **NO_WAY_ON}).text
+    last, done = text.strip().split("\n\n")[-2:]
+    assert done == "data: [DONE]"
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", None)
+    assert "let the text end" in error["message"]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import uvicorn
 
 from llm.errors import CapacityError
 from llm.serve.observe import log
@@ -16,15 +17,14 @@ GITHUB = "ghp_" + "a1B2" * 9
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
     """What the server logs, with the loggers as they were afterwards."""
-    loggers = [logging.getLogger(name) for name in ("", "llm", "uvicorn")]
-    before = [(each.handlers[:], each.level) for each in loggers]
-    for each in loggers:
-        each.handlers = []
+    loggers = [logging.getLogger(name) for name in ("", "llm", "uvicorn", "uvicorn.error", "uvicorn.access")]
+    before = [(each.handlers[:], each.level, each.propagate) for each in loggers]
+    uvicorn.Config("", port=0).configure_logging()  # what an earlier server of the same process leaves behind
     stream = io.StringIO()
     log.configure(stream)
     yield stream
-    for each, (handlers, level) in zip(loggers, before, strict=True):
-        each.handlers = handlers
+    for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        each.handlers, each.propagate = handlers, propagate
         each.setLevel(level)
 
 

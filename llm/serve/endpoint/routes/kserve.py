@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import ASKING, READING, Answer, errors
 from llm.serve.endpoint.errors import ApiError
-from llm.serve.endpoint.generate import Batch, gathered, prompt_ids, start
+from llm.serve.endpoint.generate import Submitted, gathered, prompt_ids, start
 from llm.serve.endpoint.requests import GenerationRequest, RequestModel
 from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.visit import Visit, visit_of
@@ -158,15 +158,15 @@ def kserve(service: Service) -> APIRouter:
     async def infer(model: str, body: InferRequest, request: Request, timeout: TimeoutSeconds = None) -> dict[str, Any]:
         """Continue each prompt."""
         visit = visit_of(request)
-        batch = await run_in_threadpool(_start, service, visit, model, body, timeout)
-        texts = [written.text for written in await gathered(batch.generations)]
+        submitted = await run_in_threadpool(_start, service, visit, model, body, timeout)
+        texts = [written.text for written in await gathered(submitted.generations)]
         output = {"name": OUTPUT, "datatype": "BYTES", "shape": [len(texts)], "data": texts}
-        return {"model_name": model, "model_version": batch.served.version, "id": body.id or visit.record.id, "outputs": [output]}
+        return {"model_name": model, "model_version": submitted.served.version, "id": body.id or visit.record.id, "outputs": [output]}
 
     return router
 
 
-def _start(service: Service, visit: Visit, model: str, body: InferRequest, timeout_seconds: float | None) -> Batch:
+def _start(service: Service, visit: Visit, model: str, body: InferRequest, timeout_seconds: float | None) -> Submitted:
     served = service.lease(model, visit)
     settings = _settings(model, body.parameters)
     prompts = [prompt_ids(served.engine, text, param="inputs") for text in body.inputs[0].data]

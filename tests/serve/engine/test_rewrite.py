@@ -15,7 +15,7 @@ from llm.errors import ArtifactError
 from llm.export import quantize
 from llm.export.blockwise import blockwise
 from llm.export.parity.loaded import CachedGraph
-from llm.serve.engine.graph import for_serving
+from llm.serve.engine.rewrite import for_serving
 from llm.serve.engine.session import open_session
 from llm.serve.engine.slots import Slots
 from llm.serve.models.folder import open_folder
