@@ -45,6 +45,7 @@ from llm.failpoint import failpoint
 from llm.train import direct
 from llm.train.config import TrainConfig
 from llm.train.parallel.world import World
+from llm.train.patience import Patience
 
 SCHEMA = 1
 HISTORY = "history.jsonl"
@@ -89,10 +90,27 @@ class Retention:
 class Checkpoints:
     """The checkpoints of one job; every worker calls each method at the same time."""
 
-    def __init__(self, folder: Path, fingerprint: str, seed: int, retention: Retention, world: World, *, background: bool = False) -> None:
-        """`fingerprint` is of the job: model, settings, rows, seed, initial weights. `background` writes beside training."""
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        seed: int,
+        retention: Retention,
+        world: World,
+        *,
+        background: bool = False,
+        patience_seconds: float = 0.0,
+    ) -> None:
+        """`fingerprint` is of the job: model, settings, rows, seed, initial weights. `background` writes beside training.
+
+        A folder that is away for less than `patience_seconds` is waited for: by the thread that writes, and by training where
+        it needs that thread's save to have ended.
+
+        Raises: OSError if the folder can't be made.
+        """
         self.folder, self.fingerprint, self.seed, self.retention, self.world = folder, fingerprint, seed, retention, world
-        self.background = background
+        self.background, self.patience = background, Patience(patience_seconds)
+        folder.mkdir(parents=True, exist_ok=True)
         self.stager = _stager(world.device)
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None  # a thread must not meet the gradients' collectives
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint", initializer=_step_back)
@@ -113,11 +131,10 @@ class Checkpoints:
         `progress` is what the loop goes on from besides tensors: JSON values by name, its "history" a list with a record
         per step. `average` holds averaged weights by parameter name. One that isn't `healthy` is no place to go back to.
 
-        Raises: ArtifactError if the disk is full or read-only: of this save, or of the one before.
+        Raises: ArtifactError if the disk is full or read-only: of the save before, and without `background` of this one.
         """
         self.wait()
-        with artifact.named_errors(self.folder):
-            temporary = self.world.first(lambda: self._temporary(f"step-{step:08d}"))
+        temporary = self.folder / self.world.first(lambda: f".tmp-step-{step:08d}-{uuid.uuid4().hex[:8]}")  # which no other attempt knows
         state = _state(model, optimizers, average)
         if self.background:
             state = cast("dict[str, Any]", self.stager.stage(state))  # a future only where staging is asynchronous
@@ -140,35 +157,37 @@ class Checkpoints:
 
     def close(self) -> None:
         """End the thread after what it is writing, whose failure no longer matters: training has failed before."""
+        self.patience.end()
         self.writer.shutdown(wait=True)
-
-    def _temporary(self, name: str) -> Path:
-        """A new folder that no other attempt knows, not even one whose driver is gone and whose workers write on.
-
-        Whatever else lies unfinished is removed: rank 0 calls this, alone, and holds the job's lock.
-        """
-        for left in self.folder.glob(".tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        temporary = self.folder / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir(parents=True)
-        return temporary
 
     def _write(self, step: int, temporary: Path, state: dict[str, Any], progress: dict[str, Any], healthy: bool) -> None:
         """All shards, then on rank 0 the commit: the last collective of a save has told it that every shard is on disk."""
         with artifact.named_errors(self.folder):
-            hashes = _write_shards(state, temporary, self.group)
             if self.world.rank == 0:
-                self._commit(step, temporary, progress, healthy, hashes)
+                self._sweep(temporary)
+            hashes = self.patience.with_(lambda: _write_shards(state, temporary, self.group))
+            if self.world.rank == 0:
+                self.patience.with_(lambda: self._commit(step, temporary, progress, healthy, hashes))
+                self.patience.with_(self._prune)
+
+    def _sweep(self, temporary: Path) -> None:
+        """Remove whatever else lies unfinished, even what workers without a driver still write: the job's lock is ours."""
+        for left in self.folder.glob(".tmp-*"):
+            if left != temporary:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _commit(self, step: int, temporary: Path, progress: dict[str, Any], healthy: bool, hashes: Mapping[str, str]) -> None:
+        """Make the checkpoint visible; called again, go on from wherever storage went away."""
+        final = self.folder / f"step-{step:08d}"
+        if final.exists() and not temporary.exists():
+            artifact.fsync(self.folder)
+            return
         write_history(temporary / HISTORY, progress["history"])
         (temporary / PROGRESS).write_text(json.dumps({**progress, "history": None}), encoding="utf-8")
         facts: dict[str, Any] = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
-        final = self.folder / f"step-{step:08d}"
         loss = _finite(progress["history"][-1].get("validation_loss")) if progress["history"] else None
         facts |= {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss, "healthy": healthy}
         artifact.commit(temporary, final, facts | {"seal": _seal(facts)}, hashes)
-        self._prune()
 
     def _prune(self) -> None:
         """Drop what the retention lets go."""

@@ -97,6 +97,10 @@ class DirectFiles(FileSystem):
     def __init__(self) -> None:
         self.sha256: dict[Path, str] = {}
 
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Make one folder and none above it, which would stand in the way of storage that is away."""
+        Path(path).mkdir(exist_ok=True)
+
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         """A file that is open for the length of a block."""

@@ -55,7 +55,7 @@ def train(job: TrainJob) -> None:
 
 def watch(job: TrainJob, world: World) -> Watchdog:
     """The watch over this worker; none over one without a process group, which may be a flow's or a notebook's own process."""
-    slow = dict.fromkeys(("write", "result"), job.cluster.write_timeout_seconds)
+    slow = dict.fromkeys(("record", "write", "result"), job.cluster.write_timeout_seconds)
     return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf, limits=slow)
 
 
@@ -97,6 +97,7 @@ class Attempt:
                 self.dog.begin("validation", step)
                 record |= self.validate()
             self.state.history.append(record)
+            self.dog.begin("record", step)
             self.log.end(record, self.state, self.stops)
             self.keep(step)
         self.wait(config.steps)

@@ -39,8 +39,15 @@ class State:
         self.optimizers = optimizer.build(self.model, config.optimizer)
         self.average = Average(self.model, config.average_decay) if config.average_decay else None
         fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
-        folder, background = job.work / "checkpoints", job.cluster.async_checkpoints
-        self.checkpoints = Checkpoints(folder, fingerprint, job.seed, Retention.of(config), world, background=background)
+        self.checkpoints = Checkpoints(
+            job.work / "checkpoints",
+            fingerprint,
+            job.seed,
+            Retention.of(config),
+            world,
+            background=job.cluster.async_checkpoints,
+            patience_seconds=job.cluster.storage_patience_seconds,
+        )
         progress = self.checkpoints.restore(self.model, self.optimizers, self.tensors()) or {}
         self.history: list[dict[str, Any]] = progress.get("history", [])
         self.guard = Guard(config.guard, progress.get("guard"))

@@ -12,6 +12,7 @@ from llm.train.budget import exceeded
 from llm.train.job import TrainJob
 from llm.train.meter import Meter
 from llm.train.parallel.layout import Layout
+from llm.train.patience import Patience
 from llm.train.profile import Trace
 from llm.train.state import State
 from llm.train.stop import StopRequests
@@ -32,6 +33,7 @@ class StepLog:
             exchanges_last=not layout.shares_parameters,
             objective=job.train.objective,
         )
+        self.patience = Patience(job.cluster.storage_patience_seconds)
         self.trace = Trace(job.cluster.profile_steps, job.work, layout.world.rank)
 
     def begin(self, step: int) -> None:
@@ -51,7 +53,7 @@ class StepLog:
             stops.ask(reason)
         if self.world.rank == 0:
             clock = {"seconds": round(time.monotonic() - self.began, 3), "step_seconds": round(seconds, 6), "steps": self.job.train.steps}
-            metrics.append(self.job.work / "metrics.jsonl", record | readings | clock)
+            self.patience.with_(lambda: metrics.append(self.job.work / "metrics.jsonl", record | readings | clock))
 
     def close(self) -> None:
         """Write the trace of a run that ends among the steps to be traced."""

@@ -76,8 +76,8 @@ def request(work: Path, reason: str, *, yields: bool = False) -> None:
 
 
 def written_reason(file: Path) -> str:
-    """The first line of a stop file; empty where there is none, or somebody is about to write it."""
-    with contextlib.suppress(FileNotFoundError):
+    """The first line of a stop file; empty where there is none, somebody is about to write it, or storage is away."""
+    with contextlib.suppress(OSError):
         return file.read_text(encoding="utf-8").partition("\n")[0].strip()
     return ""
 

@@ -79,8 +79,8 @@ class Tiny:
         return dict(self.layer.state_dict()) | {f"average.{name}": value for name, value in self.average.items()} | flat
 
 
-def open_in(folder: Path, *, background: bool = False, **retention: Any) -> Checkpoints:
-    return Checkpoints(folder, "fingerprint", 1, Retention(**retention), ALONE, background=background)
+def open_in(folder: Path, *, background: bool = False, patience_seconds: float = 0, **retention: Any) -> Checkpoints:
+    return Checkpoints(folder, "fingerprint", 1, Retention(**retention), ALONE, background=background, patience_seconds=patience_seconds)
 
 
 def test_a_background_save_holds_the_step_although_training_goes_on(tmp_path: Path) -> None:
@@ -125,6 +125,49 @@ def test_a_background_failure_arrives_with_the_next_save(tmp_path: Path, monkeyp
     progress = tiny.restore(checkpoints)
     assert progress is not None
     assert len(progress["history"]) == 1
+
+
+def test_storage_that_comes_back_gets_the_checkpoint(tmp_path: Path) -> None:
+    store, away = tmp_path / "store", tmp_path / "away"
+    tiny, checkpoints = Tiny(), open_in(store, background=True, patience_seconds=30)
+    store.rename(away)
+    tiny.step()
+    tiny.save(checkpoints)
+    writing, wanted = checkpoints.writing, {name: value.clone() for name, value in tiny.tensors().items()}
+    tiny.step()
+    assert writing is not None
+    with pytest.raises(TimeoutError):
+        writing.result(0.7)
+    away.rename(store)
+    tiny.save(checkpoints)
+    assert writing.done(), "training waits for the save before, and loses none"
+    checkpoints.wait()
+    shutil.rmtree(store / "step-00000002")
+    found = Tiny()
+    assert found.restore(checkpoints) is not None
+    for name, value in wanted.items():
+        assert torch.equal(found.tensors()[name], value), name
+
+
+def test_storage_that_stays_away_ends_the_training(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    tiny, checkpoints = Tiny(), open_in(store, patience_seconds=0.5)
+    store.rename(tmp_path / "away")
+    tiny.step()
+    with pytest.raises(FileNotFoundError):
+        tiny.save(checkpoints)
+    assert not store.exists()
+
+
+def test_nobody_waits_for_a_training_that_has_failed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    tiny, checkpoints = Tiny(), open_in(store, background=True, patience_seconds=3_600)
+    store.rename(tmp_path / "away")
+    tiny.step()
+    tiny.save(checkpoints)
+    checkpoints.close()
+    with pytest.raises(FileNotFoundError):
+        checkpoints.wait()
 
 
 def test_marked_and_best_checkpoints_stay(tmp_path: Path) -> None:
@@ -264,7 +307,7 @@ def test_every_mutation_is_detected(tmp_path: Path, count: int) -> None:
         tiny.save(checkpoints)
     found = open_in(tmp_path / "damaged")
     for _ in range(count):
-        shutil.copytree(tmp_path / "whole", found.folder)
+        shutil.copytree(tmp_path / "whole", found.folder, dirs_exist_ok=True)
         done = mutate(found.folder / "step-00000002", found.folder / "step-00000001", chance)
         assert found.latest() == found.folder / "step-00000001", done
         assert not (found.folder / "step-00000002").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,32 @@ def test_a_rate_that_is_far_too_high_leaves_finite_weights(make_job: JobMaker) -
 def test_the_final_weights_are_finite(recovered: TrainJob) -> None:
     model = weights.load(recovered.work / "final")
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_storage_that_goes_away_now_and_then_changes_nothing(make_job: JobMaker, tmp_path: Path) -> None:
+    settings = SETTINGS | {"checkpoint_every_steps": 2}
+    whole, shaken = (make_job(work, rows=spoiled_rows(tmp_path / f"rows of {work}", ()), **settings) for work in ("whole", "shaken"))
+    train(whole)
+    outages = threading.Thread(target=take_away, args=(shaken.work, (5, 20, 40)))
+    outages.start()
+    train(shaken)
+    outages.join()
+    for name in ("final/model.safetensors", "final/history.jsonl"):
+        assert (whole.work / name).read_bytes() == (shaken.work / name).read_bytes(), name
+    assert all((shaken.work / "checkpoints" / f"step-{step:08d}" / "manifest.json").exists() for step in (58, 60)), "and none stayed away"
+    assert len(told(shaken.work)) == 60
+
+
+def take_away(work: Path, steps: tuple[int, ...]) -> None:
+    """Once each of these steps is told, the folder is not there for a second."""
+    for step in steps:
+        while len(told(work)) < step:
+            time.sleep(0.001)
+        work.rename(work.with_name("away"))
+        time.sleep(1)
+        work.with_name("away").rename(work)
+
+
+def told(work: Path) -> list[str]:
+    file = work / "metrics.jsonl"
+    return file.read_text().splitlines() if file.exists() else []
