@@ -2,7 +2,8 @@
 
 The exported graph returns past and new keys joined, which copies the whole cache at every step. Here the attention of each
 layer becomes onnxruntime's GroupQueryAttention: it writes new keys and values into a buffer that is past and present at
-once, and every row of a batch has a length of its own without padding. The head reads only positions that are asked for.
+once, and every row of a batch has a length of its own without padding. Rotary positions, a dozen small operators per layer,
+become part of it. The head reads only positions that are asked for.
 
     input_ids, position_ids [batch, sequence], past_key_values.{i}.key|value [batch, kv_heads, capacity, head_dim],
     seqlens_k [batch] (a row's length with its new tokens, less one), total_sequence_length (of the longest row),
@@ -16,8 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.reference import ReferenceEvaluator
 
 from llm.errors import ArtifactError
 
@@ -28,6 +34,15 @@ HIDDEN = "hidden"
 REMEDY = "export the model again"
 SHARED_SCALES = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 SWAPPED = [0, 2, 1, 3]  # [batch, heads, sequence, head_dim] ↔ [batch, sequence, heads, head_dim]
+COSINES, SINES = "serving.cosines", "serving.sines"  # [positions, head_dim / 2]
+
+
+class Turned(NamedTuple):
+    """A query or key before its rotation, and what it is multiplied by: [batch, 1, sequence, head_dim]."""
+
+    source: str
+    cosines: str
+    sines: str
 
 
 @dataclass(frozen=True)
@@ -37,13 +52,14 @@ class Layer:
     name: str
     attention: NodeProto
     joined: tuple[NodeProto, NodeProto]  # past and new keys, past and new values
+    rotations: tuple[Turned | None, Turned | None]  # of queries and of new keys
     num_heads: int
     num_kv_heads: int
     head_dim: int
 
 
-def for_serving(model: ModelProto) -> ModelProto:
-    """The rewritten model; `model` itself is used up.
+def for_serving(model: ModelProto, folder: Path, *, positions: int) -> ModelProto:
+    """The rewritten model, for texts of up to so many tokens; `model` itself, from a file in `folder`, is used up.
 
     Raises: ArtifactError if the graph isn't as export writes it.
     """
@@ -52,12 +68,16 @@ def for_serving(model: ModelProto) -> ModelProto:
         remedy = "serve the variant int8 or fp16; quantized is for transformers.js"
         raise ArtifactError("answers would depend on each other", value="activations are scaled over the whole batch", remedy=remedy)
     layers = list(_layers(graph))
+    turned = [each for layer in layers for each in layer.rotations]
+    fused = None not in turned and len({each[1:] for each in turned if each}) == 1
+    if fused and turned[0]:
+        graph.initializer.extend(_tables(model, turned[0], folder, positions))
     attention = {layer.attention.output[0]: layer for layer in layers}
     joins = {node.output[0] for layer in layers for node in layer.joined}
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.output[0] in attention:
-            nodes += _grouped_attention(attention[node.output[0]])
+            nodes += _grouped_attention(attention[node.output[0]], fused=fused)
         elif node.output[0] not in joins:
             nodes.append(node)
     _count_rows_of_ids(nodes)
@@ -87,12 +107,57 @@ def _layers(graph: GraphProto) -> Iterator[Layer]:
             raise ArtifactError(
                 "graph's heads can't be served", value=f"{num_heads} of {head_dim}", remedy="make their width a multiple of 8"
             )
-        yield Layer(name, attention, (keys, values), num_heads, shapes[past][1], head_dim)
+        turned = _turned(makers, attention.input[0]), _turned(makers, keys.input[1])
+        rotations = turned if head_dim % 16 == 0 else (None, None)  # narrower ones GroupQueryAttention doesn't rotate
+        yield Layer(name, attention, (keys, values), rotations, num_heads, shapes[past][1], head_dim)
 
 
-def _grouped_attention(layer: Layer) -> Iterator[NodeProto]:
-    """The layer's attention over the shared buffers, from and to [batch, heads, sequence, head_dim]."""
+def _turned(makers: dict[str, NodeProto], name: str) -> Turned | None:
+    """How `name` was rotated, x · cosines + (−second half, first half) · sines; None if it wasn't, or otherwise."""
+
+    def inputs(name: str, kind: str, count: int) -> list[str]:
+        node = makers.get(name)
+        return list(node.input[:count]) if node and node.op_type == kind else [""] * count
+
+    straight, crossed = inputs(name, "Add", 2)
+    source, cosines = inputs(straight, "Mul", 2)
+    halves, sines = inputs(crossed, "Mul", 2)
+    negated, first = inputs(halves, "Concat", 2)
+    (second,) = inputs(negated, "Neg", 1)
+    split = makers.get(second)
+    if not split or split.op_type != "Split" or split.input[0] != source or list(split.output) != [first, second]:
+        return None
+    return Turned(source, cosines, sines)
+
+
+def _tables(model: ModelProto, turned: Turned, folder: Path, positions: int) -> list[TensorProto]:
+    """Cosines and sines of every position, as the graph itself computes them; of two equal halves, one."""
+    names = [turned.cosines, turned.sines]
+    nodes = _reachable(list(model.graph.node), names)
+    read = {name for node in nodes for name in node.input}
+    constants = [each for each in model.graph.initializer if each.name in read]
+    for each in filter(uses_external_data, constants):
+        load_external_data_for_tensor(each, str(folder))
+    part = helper.make_graph(
+        nodes,
+        "rotation",
+        [_value("position_ids", INT64, [1, positions])],
+        [_value(name, TensorProto.FLOAT, [1, 1, positions, "head_dim"]) for name in names],
+        constants,
+    )
+    evaluator = ReferenceEvaluator(helper.make_model(part, opset_imports=model.opset_import))
+    answers = np.array(evaluator.run(None, {"position_ids": np.arange(positions)[None]}))
+    past = next(value for value in model.graph.input if value.name.startswith("past_key_values."))
+    kind = helper.tensor_dtype_to_np_dtype(past.type.tensor_type.elem_type)
+    halves = answers[:, 0, 0, :, : answers.shape[-1] // 2].astype(kind)
+    return [numpy_helper.from_array(half, name) for half, name in zip(halves, (COSINES, SINES), strict=True)]
+
+
+def _grouped_attention(layer: Layer, *, fused: bool) -> Iterator[NodeProto]:
+    """The layer's attention over the shared buffers, from and to [batch, heads, sequence, head_dim]; `fused`, with its rotation."""
     new = {"query": layer.attention.input[0], "key": layer.joined[0].input[1], "value": layer.joined[1].input[1]}
+    if fused:
+        new |= {part: turned.source for part, turned in zip(("query", "key"), layer.rotations, strict=True) if turned}
     for part, source in new.items():
         heads = layer.num_heads if part == "query" else layer.num_kv_heads
         swapped, flat, shape = (f"serving.{layer.name}.{part}{step}" for step in (".swapped", "", ".shape"))
@@ -100,14 +165,16 @@ def _grouped_attention(layer: Layer) -> Iterator[NodeProto]:
         yield _constant(shape, [0, 0, heads * layer.head_dim])
         yield helper.make_node("Reshape", [swapped, shape], [flat])
     cache = [f"past_key_values.{layer.name}.key", f"past_key_values.{layer.name}.value"]
+    rotation = [COSINES, SINES, "position_ids"] if fused else []
     answer, shape, apart = (f"serving.{layer.name}.{step}" for step in ("answer", "answer.shape", "answer.apart"))
     yield helper.make_node(
         "GroupQueryAttention",
-        [*(f"serving.{layer.name}.{part}" for part in new), *cache, "seqlens_k", "total_sequence_length"],
+        [*(f"serving.{layer.name}.{part}" for part in new), *cache, "seqlens_k", "total_sequence_length", *rotation],
         [answer, *(node.output[0] for node in layer.joined)],
         domain=MICROSOFT,
         num_heads=layer.num_heads,
         kv_num_heads=layer.num_kv_heads,
+        do_rotary=int(fused),
         **{item.name: item.f for item in layer.attention.attribute if item.name in ("scale", "softcap")},
     )
     yield _constant(shape, [0, 0, layer.num_heads, layer.head_dim])

@@ -48,7 +48,8 @@ def adjust(logits_V: np.ndarray, sampling: Sampling, *, tokens: np.ndarray, writ
     if sampling.repetition_penalty != 1:
         ids = np.unique(tokens)
         values = logits_V[ids]
-        logits_V[ids] = np.where(values < 0, values * sampling.repetition_penalty, values / sampling.repetition_penalty)
+        with np.errstate(over="ignore"):  # no token is left then, which the loop says
+            logits_V[ids] = np.where(values < 0, values * sampling.repetition_penalty, values / sampling.repetition_penalty)
     if sampling.presence_penalty or sampling.frequency_penalty:
         ids, counts = np.unique(written, return_counts=True)
         logits_V[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts

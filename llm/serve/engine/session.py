@@ -44,7 +44,7 @@ def open_session(folder: ModelFolder, file: str = "model.onnx", *, threads: int 
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.path))
-    model = for_serving(onnx.load(str(path), load_external_data=False))
+    model = for_serving(onnx.load(str(path), load_external_data=False), folder.path, positions=folder.context_tokens)
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except BAD_GRAPH as error:

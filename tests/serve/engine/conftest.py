@@ -27,6 +27,7 @@ VOCAB_SIZE, CONTEXT_TOKENS = 600, 512
 LLAMA = {"width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 48, "max_positions": CONTEXT_TOKENS}
 FAMILIES: dict[str, dict[str, Any]] = {
     "decoder": LLAMA,
+    "decoder, rotated by the attention": LLAMA | {"head_dim": 16, "qk_norm": True},
     "moe": LLAMA | {"architecture": "moe", "num_experts": 4, "experts_per_token": 2},
     "gpt2": {name: LLAMA[name] for name in ("width", "num_layers", "num_heads", "max_positions")}
     | {"architecture": "gpt2", "ffn_width": 48},

@@ -19,6 +19,7 @@ from llm.serve.engine.rewrite import for_serving
 from llm.serve.engine.session import open_session
 from llm.serve.engine.slots import Slots
 from llm.serve.models.folder import open_folder
+from tests.serve.engine.conftest import LLAMA, write
 
 TEXTS = [np.random.default_rng(seed).integers(6, 600, size) for seed, size in enumerate((40, 25, 33))]
 
@@ -92,7 +93,14 @@ def test_variants_give_what_they_give_as_exported(written: Any, tmp_path: Path, 
 
 def test_scales_over_the_whole_batch_are_refused(decoder: Any) -> None:
     with pytest.raises(ArtifactError, match="depend on each other.*serve the variant int8 or fp16"):
-        for_serving(quantize.dynamic(onnx.load(decoder.folder / "model.onnx")))
+        for_serving(quantize.dynamic(onnx.load(decoder.folder / "model.onnx")), decoder.folder, positions=64)
+
+
+@pytest.mark.parametrize(("head_dim", "left"), [(16, 0), (8, 4)])
+def test_the_attention_rotates_where_it_can(tmp_path: Path, tokenizer_file: Path, head_dim: int, left: int) -> None:
+    folder = write(LLAMA | {"head_dim": head_dim}, tmp_path, tokenizer_file).folder
+    model = for_serving(onnx.load(folder / "model.onnx"), folder, positions=64)
+    assert sum(node.op_type in ("Neg", "Cos") for node in model.graph.node) == left + bool(left)
 
 
 @pytest.mark.parametrize("damage", ["operator", "shape"])
@@ -104,4 +112,4 @@ def test_attention_that_is_not_exports_is_named(decoder: Any, damage: str) -> No
     else:
         del model.graph.value_info[:]
     with pytest.raises(ArtifactError, match="can't be served"):
-        for_serving(model)
+        for_serving(model, decoder.folder, positions=64)
