@@ -239,7 +239,7 @@ def validation_targets(job: TrainJob) -> dict[str, Any]:
 
     rows = Rows.open(job.rows, "train")
     objective = kinds.build(job.train, job.model.architecture, rows.vocab_size, rows.row_tokens)
-    stream = Stream.open(job.rows, objective, job.seed, Layout.over(World.current(job.device), job.cluster.layout))
+    stream = Stream.open(job, objective, Layout.over(World.current(job.device), job.cluster.layout))
     batches = stream.validation(job.train.validation_rows, job.train.micro_batch_size)
     counted = [batch.targets_BT[batch.targets_BT != IGNORED] for batch in batches]
     digest = hashlib.sha256(b"".join(targets.numpy().tobytes() for targets in counted)).hexdigest()

@@ -106,7 +106,7 @@ def write_corpus(texts: list[str], folder: Path) -> int:
     return sum(map(len, contents))
 
 
-def learn(kind: str, texts: list[str], folder: Path) -> None:
+def learn(kind: Any, texts: list[str], folder: Path) -> None:
     """A vocabulary from texts all over the corpus, as tokenizer.model and tokenizer.json."""
     every = max(1, int(sum(map(len, texts)) / LEARNED_BYTES))
     config = TokenizeConfig(vocab_size=VOCAB_SIZE, tokenizer=TokenizerConfig(kind=kind))
@@ -117,7 +117,7 @@ def learn(kind: str, texts: list[str], folder: Path) -> None:
 
 def run(python: Path, script: str, folder: Path, threads: int) -> dict[str, Any]:
     """What a measurement in a process of its own answers."""
-    command = [python, PEERS / f"encode_{script}.py", folder, str(threads)]
+    command = [str(python), str(PEERS / f"encode_{script}.py"), str(folder), str(threads)]
     variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     answer = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     if answer.returncode:

@@ -108,5 +108,5 @@ def asked(pythons: dict[str, Path], who: str, given: Case, what: str) -> dict[st
 
 
 if __name__ == "__main__":
-    for measured in measure():
-        print(json.dumps(measured))
+    for found in measure():
+        print(json.dumps(found))

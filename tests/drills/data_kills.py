@@ -90,7 +90,7 @@ def prepare(root: Path, corpus: Path) -> None:
     store, made = Store(root), list[Path]()
     store.sweep()
     source = FilesSource(path=str(corpus), patterns=("*.py",), domain="code")
-    builds: dict[str, Callable[[Path, Workshop], dict[str, Any]]] = {
+    builds: dict[str, Callable[..., dict[str, Any]]] = {
         "collect": lambda out, shop: collect(CollectConfig(sources=(source,)), out, shop),
         "clean": lambda out, shop: clean(made[-1], out, CleanConfig(), shop),
         "dedup": lambda out, shop: dedup(made[-1], out, DedupConfig(validation_share=0.05, test_share=0.05), shop),

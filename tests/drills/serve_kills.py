@@ -101,7 +101,9 @@ def answering() -> list[int]:
     """Processes of the replicas that Ray sends requests to."""
     from ray.serve.context import _get_global_client
 
-    (application,) = _get_global_client().get_serve_details()["applications"].values()
+    client = _get_global_client()
+    assert client, "Ray Serve runs"
+    (application,) = client.get_serve_details()["applications"].values()
     replicas = [replica for deployment in application["deployments"].values() for replica in deployment["replicas"]]
     return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"])]
 

@@ -27,7 +27,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from tests.drills.clients import Answer, ask, crowd, half_open, leavers, p
 
 CONTEXT_TOKENS = 512
 NAME = "tiny-chat"
-TRAINYARD = Path(sys.executable).parent / "trainyard"
+TRAINYARD = str(Path(sys.executable).parent / "trainyard")
 PROMPTS = ["def ", "import os\n", "class Parser:\n    ", "return self.", "# A comment that is a little longer than the others\n"]
 
 
@@ -179,7 +179,7 @@ def figures(answers: list[Answer]) -> dict[str, Any]:
 
 
 LIMIT = 32  # of the server that `overload` meets
-SCENARIOS: dict[str, tuple[Callable[[Server], Awaitable[Outcome]], dict[str, Any]]] = {
+SCENARIOS: dict[str, tuple[Callable[[Server], Coroutine[Any, Any, Outcome]], dict[str, Any]]] = {
     "steady": (steady, {}),
     "overload": (overload, {"limits": {"requests": LIMIT}}),
     "slowloris": (slowloris, {}),
@@ -229,7 +229,7 @@ def serving(home: Path, folder: Path, settings: dict[str, Any], seconds: float) 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     (home / "settings.yaml").write_text(yaml.safe_dump(settings))
-    command = [TRAINYARD, "serve", f"{NAME}@champion", "--config", home / "settings.yaml", "--port", str(port), "--threads", "1"]
+    command = [TRAINYARD, "serve", f"{NAME}@champion", "--config", str(home / "settings.yaml"), "--port", str(port), "--threads", "1"]
     with (home / "log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TRAINYARD_HOME": str(home)})
     try:
