@@ -59,12 +59,12 @@ ROUNDS = {  # streams, prompt tokens, tokens of an answer
     "135 M": [(1, 128, 64), (1, 2048, 32), (16, 128, 32)],
 }
 RIVALS: dict[str, list[Run]] = {
-    "": [("llama-cpp", ""), ("genai", ""), ("transformers", ""), ("optimum", "")],
+    "": [("llama-cpp", ""), ("genai", ""), ("genai-engine", ""), ("transformers", ""), ("optimum", "")],
     "int8": [("llama-cpp", "int8")],
     "q4": [("ours", "")],  # llm/export/gguf.py writes no 4-bit blocks
 }
-GOALS = {"llama-cpp": {1: 1.0, 16: 1.0}, "genai": {16: 3.0}}
-OUR_GRAPH = ("ours", "genai", "optimum")
+GOALS = {"llama-cpp": {1: 1.0, 16: 1.0}, "genai": {16: 3.0}, "genai-engine": {16: 3.0}}
+OUR_GRAPH = ("ours", "genai", "genai-engine", "optimum")
 THREADS = os.cpu_count() or 1
 REPEATS = int(os.environ.get("TRAINYARD_R7_REPEATS", "2"))
 CHOSEN = os.environ.get("TRAINYARD_R7_MODELS", ",".join(MODELS)).split(",")
@@ -73,7 +73,7 @@ CHOSEN = os.environ.get("TRAINYARD_R7_MODELS", ",".join(MODELS)).split(",")
 def measure() -> Iterator[dict[str, Any]]:
     """Rows of R7."""
     pythons = {peer: environment(peer, packages) for peer, packages in PACKAGES.items()}
-    pythons |= {"ours": Path(sys.executable), "genai": Path(sys.executable)}
+    pythons |= {"ours": Path(sys.executable), "genai": Path(sys.executable), "genai-engine": Path(sys.executable)}
     folders = {name: written(name) for name in CHOSEN}
     bandwidth = read_bandwidth()
     for name, folder in folders.items():
