@@ -181,13 +181,20 @@ def _converse(client: httpx.Client, talk: Talk) -> None:
 def _read(console: Console) -> str | None:
     """A line; None at the end of the input. Ctrl-C drops the line."""
     try:
-        return console.input("[bold cyan]you ›[/] ").strip()
+        return input(_prompt(console)).strip()
     except KeyboardInterrupt:
         console.print("\n[dim]Ctrl-D or /quit leaves[/]")
         return ""
     except EOFError:
         console.print()
         return None
+
+
+def _prompt(console: Console) -> str:
+    """What stands before a line. Where readline redraws the line, it has to know the prompt, and which of its letters take no room."""
+    if console.color_system is None or "readline" not in sys.modules:
+        return "you › "
+    return "\x01\x1b[1;36m\x02you ›\x01\x1b[0m\x02 "
 
 
 def _exchange(client: httpx.Client, console: Console, talk: Talk, said: str) -> Talk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -31,7 +32,7 @@ class Terminal:
     """A terminal in which `trainyard chat` runs."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
-        self.shown = ""
+        self.shown, self._decoder = "", codecs.getincrementaldecoder("utf-8")("replace")
         self._master, slave = pty.openpty()
         variables = {**os.environ, "TERM": "dumb", "COLUMNS": "200", **environment}
         self.process = subprocess.Popen(
@@ -48,14 +49,23 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def until(self, pattern: str) -> str:
+    def press(self, key: str, pattern: str) -> str:
+        """What is shown after a key, pressed again after some seconds without it: readline misses a signal just before it waits."""
+        for _ in range(PATIENCE_SECONDS // 5):
+            self.type(key)
+            with contextlib.suppress(TimeoutError):
+                return self.until(pattern, patience_seconds=5)
+        raise TimeoutError(f"{pattern!r} was never shown: {self.shown!r}")
+
+    def until(self, pattern: str, patience_seconds: int = PATIENCE_SECONDS) -> str:
         """What was shown since the last look, up to and with the pattern."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience_seconds
         while not (found := re.search(pattern, self.shown, re.DOTALL)):
-            assert time.monotonic() < deadline, f"{pattern!r} was never shown: {self.shown!r}"
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{pattern!r} was never shown: {self.shown!r}")
             if select.select([self._master], [], [], 0.2)[0]:
                 with contextlib.suppress(OSError):
-                    self.shown += os.read(self._master, 65_536).decode(errors="replace").replace("\r", "")
+                    self.shown += self._decoder.decode(os.read(self._master, 65_536)).replace("\r", "")
         seen, self.shown = self.shown[: found.end()], self.shown[found.end() :]
         return seen
 
@@ -107,8 +117,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
         terminal.until("small › .")
         terminal.type("\x03")
         terminal.until("(stopped|ms)\n.*you › ")
-    terminal.type("\x03")
-    terminal.until("Ctrl-D or /quit leaves\n.*you › ")
+    terminal.press("\x03", "Ctrl-D or /quit leaves\n.*you › ")
     terminal.type("\x04")
     assert terminal.process.wait(timeout=PATIENCE_SECONDS) == 0
 
