@@ -18,10 +18,9 @@ MOE = (
 MASKED = 'train.objective={"kind":"masked"}'
 
 
-def test_an_encoder_is_trained_and_exported(finished: Yard, tmp_path: Path) -> None:
-    yard = finished.elsewhere(tmp_path / "store")
-    yard.run("pretrain", ENCODER, MASKED, "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
-    assert sorted(yard.states) == [
+def test_an_encoder_is_trained_and_exported(copied: Yard) -> None:
+    copied.run("pretrain", ENCODER, MASKED, "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
+    assert sorted(copied.states) == [
         "base.export",
         "base.pretrain",
         "data.audit",
@@ -30,35 +29,33 @@ def test_an_encoder_is_trained_and_exported(finished: Yard, tmp_path: Path) -> N
         "data.dedup",
         "data.tokenize",
     ]
-    trained = Path(yard.summary["stages"]["base"]["pretrain"]["path"])
+    trained = Path(copied.summary["stages"]["base"]["pretrain"]["path"])
     records = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
     assert len(records) == 10
     assert records[-1]["validation_loss"] < records[0]["loss"]
     assert json.loads((trained / "config.json").read_text())["model"]["architecture"] == "encoder"
-    exports = {name: Path(path) for name, path in yard.summary["exports"]["base"].items()}
+    exports = {name: Path(path) for name, path in copied.summary["exports"]["base"].items()}
     assert json.loads((exports["huggingface"] / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
     assert (exports["onnx"] / "model.onnx").is_file()
-    assert yard.summary["parity"]["base"]["max_logit_difference"] <= 1e-3
+    assert copied.summary["parity"]["base"]["max_logit_difference"] <= 1e-3
     assert "| objective | masked |" in (exports["onnx"] / "README.md").read_text()
 
 
-def test_gpt2_becomes_a_chat_model(finished: Yard, tmp_path: Path) -> None:
-    yard = finished.elsewhere(tmp_path / "store")
-    yard.run("lifecycle", GPT2, "train.steps=10", "finetune.train.steps=4", "cluster.workers=1", "cluster.in_process=true")
-    assert yard.summary["registry"]["model"] == "mini-chat"
-    assert yard.summary["parity"]["tuned"]["greedy_tokens_equal"] is True
-    config = json.loads(Path(yard.summary["exports"]["tuned"]["huggingface"], "config.json").read_text())
+def test_gpt2_becomes_a_chat_model(copied: Yard) -> None:
+    copied.run("lifecycle", GPT2, "name=gpt2", "train.steps=10", "finetune.train.steps=4", "cluster.workers=1", "cluster.in_process=true")
+    assert copied.summary["registry"]["model"] == "gpt2-chat"
+    assert copied.summary["parity"]["tuned"]["greedy_tokens_equal"] is True
+    config = json.loads(Path(copied.summary["exports"]["tuned"]["huggingface"], "config.json").read_text())
     assert config["architectures"] == ["GPT2LMHeadModel"]
 
 
-def test_a_mixture_without_a_class_of_transformers_is_registered_and_scored_again(finished: Yard, tmp_path: Path) -> None:
-    yard = finished.elsewhere(tmp_path / "store")
-    settings = (MOE, "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
-    yard.run("pretrain", *settings)
-    assert set(yard.summary["exports"]["base"]) == {"onnx"}
-    first = yard.summary["registry"]["base"]
-    yard.run("pretrain", *settings, "seed=8")
-    second = yard.summary["registry"]["base"]
+def test_a_mixture_without_a_class_of_transformers_is_registered_and_scored_again(copied: Yard) -> None:
+    settings = (MOE, "name=mixture", "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
+    copied.run("pretrain", *settings)
+    assert set(copied.summary["exports"]["base"]) == {"onnx"}
+    first = copied.summary["registry"]["base"]
+    copied.run("pretrain", *settings, "seed=8")
+    second = copied.summary["registry"]["base"]
     assert (second["version"], second["champion_before"]) == (2, 1)
     assert second["champion_bits_per_byte"] == pytest.approx(first["candidate_bits_per_byte"], abs=1e-4)
 
