@@ -165,10 +165,10 @@ class Checkpoints:
         with artifact.named_errors(self.folder):
             if self.world.rank == 0:
                 self._sweep(temporary)
-            hashes = self.patience.with_(lambda: _write_shards(state, temporary, self.group))
+            hashes = self.patience.retry(lambda: _write_shards(state, temporary, self.group))
             if self.world.rank == 0:
-                self.patience.with_(lambda: self._commit(step, temporary, progress, healthy, hashes))
-                self.patience.with_(self._prune)
+                self.patience.retry(lambda: self._commit(step, temporary, progress, healthy, hashes))
+                self.patience.retry(self._prune)
 
     def _sweep(self, temporary: Path) -> None:
         """Remove whatever else lies unfinished, even what workers without a driver still write: the job's lock is ours."""

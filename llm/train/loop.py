@@ -55,7 +55,7 @@ def train(job: TrainJob) -> None:
 
 def watch(job: TrainJob, world: World) -> Watchdog:
     """The watch over this worker; none over one without a process group, which may be a flow's or a notebook's own process."""
-    slow = dict.fromkeys(("record", "write", "result"), job.cluster.write_timeout_seconds)
+    slow = dict.fromkeys(("write", "result"), job.cluster.write_timeout_seconds)
     return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf, limits=slow)
 
 
@@ -97,11 +97,11 @@ class Attempt:
                 self.dog.begin("validation", step)
                 record |= self.validate()
             self.state.history.append(record)
-            self.dog.begin("record", step)
             self.log.end(record, self.state, self.stops)
             self.keep(step)
         self.wait(config.steps)
         self.dog.begin("result", config.steps)
+        self.log.flush()
         place = schedule.first_place(config, len(self.state.history) + 1) + self.state.guard.skipped_rows
         result.write(self.state, self.layout, self.job.work, self.log.cost(self.state) | self.stream.realised(place))
 

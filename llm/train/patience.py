@@ -19,13 +19,18 @@ AWAY = frozenset(  # what passes by itself; a full disk or a missing permission 
 )
 
 
+def is_away(error: OSError) -> bool:
+    """Whether it may pass by itself: that a file or a device isn't there, or doesn't answer."""
+    return error.errno in AWAY
+
+
 class Patience:
     """How long writes wait for storage that is away."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.ended = seconds, threading.Event()
 
-    def with_(self, write: Callable[[], T]) -> T:
+    def retry(self, write: Callable[[], T]) -> T:
         """What `write` gives, called again after a pause as often as storage is away; so `write` must bear being repeated.
 
         Workers that fail together try again together: the pauses depend on nothing else.
@@ -38,7 +43,7 @@ class Patience:
                 return write()
             except OSError as error:
                 pause = next(pauses, None)
-                if error.errno not in AWAY or pause is None:
+                if not is_away(error) or pause is None:
                     raise
                 log.warning("storage is away (%s): trying again in %g s", os.strerror(error.errno).lower(), pause)
                 if self.ended.wait(pause):

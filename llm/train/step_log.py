@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from llm import metrics
@@ -12,10 +15,49 @@ from llm.train.budget import exceeded
 from llm.train.job import TrainJob
 from llm.train.meter import Meter
 from llm.train.parallel.layout import Layout
-from llm.train.patience import Patience
+from llm.train.patience import Patience, is_away
 from llm.train.profile import Trace
 from llm.train.state import State
 from llm.train.stop import StopRequests
+
+log = logging.getLogger(__name__)
+
+
+class Records:
+    """Records of steps on their way to `metrics.jsonl`: while storage is away they wait, and training goes on."""
+
+    def __init__(self, path: Path, patience: Patience) -> None:
+        self.path, self.patience = path, patience
+        self.waiting: list[dict[str, Any]] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write a record behind those that wait, unless storage is away.
+
+        Raises: OSError for what doesn't pass, as a full disk.
+        """
+        self.waiting.append(record)
+        try:
+            self.write()
+        except OSError as error:
+            if not is_away(error):
+                raise
+
+    def write(self) -> None:
+        """Write those that wait, in their order; the ones that could not be written go on waiting."""
+        while self.waiting:
+            metrics.append(self.path, self.waiting[0])
+            del self.waiting[0]
+
+    def flush(self) -> None:
+        """Write those that wait, however long storage is away."""
+        self.patience.retry(self.write)
+
+    def close(self) -> None:
+        """Write those that wait a last time, and say how many could not be."""
+        with contextlib.suppress(OSError):
+            self.write()
+        if self.waiting:
+            log.warning("%d records of steps could not be written to %s", len(self.waiting), self.path)
 
 
 class StepLog:
@@ -33,7 +75,7 @@ class StepLog:
             exchanges_last=not layout.shares_parameters,
             objective=job.train.objective,
         )
-        self.patience = Patience(job.cluster.storage_patience_seconds)
+        self.records = Records(job.work / "metrics.jsonl", Patience(job.cluster.storage_patience_seconds))
         self.trace = Trace(job.cluster.profile_steps, job.work, layout.world.rank)
 
     def begin(self, step: int) -> None:
@@ -53,11 +95,16 @@ class StepLog:
             stops.ask(reason)
         if self.world.rank == 0:
             clock = {"seconds": round(time.monotonic() - self.began, 3), "step_seconds": round(seconds, 6), "steps": self.job.train.steps}
-            self.patience.with_(lambda: metrics.append(self.job.work / "metrics.jsonl", record | readings | clock))
+            self.records.add(record | readings | clock)
+
+    def flush(self) -> None:
+        """Let every record be written, however long storage is away."""
+        self.records.flush()
 
     def close(self) -> None:
-        """Write the trace of a run that ends among the steps to be traced."""
+        """Write the trace of a run that ends among the steps to be traced, and the records that wait."""
         self.trace.close()
+        self.records.close()
 
     def cost(self, state: State) -> dict[str, Any]:
         """What the training took, every attempt's counted steps included."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from llm.errors import DependencyError
@@ -49,17 +50,17 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def press(self, key: str, pattern: str) -> str:
-        """What is shown after a key, pressed again after some seconds without it: readline misses a signal just before it waits."""
-        for _ in range(PATIENCE_SECONDS // 5):
-            self.type(key)
-            with contextlib.suppress(TimeoutError):
-                return self.until(pattern, patience_seconds=5)
-        raise TimeoutError(f"{pattern!r} was never shown: {self.shown!r}")
+    def settle(self) -> None:
+        """Return once the program waits for a key: a prompt is shown a moment before, and readline misses a signal in between."""
+        process, quiet = psutil.Process(self.process.pid), 0
+        while quiet < 3:
+            before = process.cpu_times()
+            time.sleep(0.1)
+            quiet = quiet + 1 if process.cpu_times() == before and process.status() == psutil.STATUS_SLEEPING else 0
 
-    def until(self, pattern: str, patience_seconds: int = PATIENCE_SECONDS) -> str:
+    def until(self, pattern: str) -> str:
         """What was shown since the last look, up to and with the pattern."""
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := re.search(pattern, self.shown, re.DOTALL)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{pattern!r} was never shown: {self.shown!r}")
@@ -117,7 +118,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
         terminal.until("small › .")
         terminal.type("\x03")
         terminal.until("(stopped|ms)\n.*you › ")
-    terminal.press("\x03", "Ctrl-D or /quit leaves\n.*you › ")
+    terminal.settle()
+    terminal.type("\x03")
+    terminal.until("Ctrl-D or /quit leaves\n.*you › ")
     terminal.type("\x04")
     assert terminal.process.wait(timeout=PATIENCE_SECONDS) == 0
 

@@ -6,6 +6,7 @@ It ends with status 75 after an error that the next attempt may heal.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -29,6 +30,13 @@ def starve(mebibytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
+def exchange(world: World) -> None:
+    """So many collectives at once that every thread of gloo has its part in them."""
+    if world.size > 1:
+        for work in [dist.all_reduce(torch.zeros(1), async_op=True) for _ in range(64)]:
+            work.wait()
+
+
 def learn(work: Path, world: World, mebibytes: int) -> None:
     """A few steps of plain gradient descent on rows of which every worker has its part; prints losses and rows per pass."""
     torch.manual_seed(0)
@@ -44,7 +52,8 @@ def learn(work: Path, world: World, mebibytes: int) -> None:
             total += loss.item()
         return total
 
-    gradient(1)  # what any step needs is there before the limit
+    gradient(1)  # what any step needs is there before the limit: memory that can't be had ends a thread's first use of a library
+    exchange(world)
     if mebibytes:
         starve(mebibytes)
     rows, losses = fitting_size(work, ROWS), []
@@ -68,8 +77,8 @@ def main(work: Path, meeting: Path, rank: int, size: int, mebibytes: int) -> Non
         if size > 1:
             dist.destroy_process_group()
     except CapacityError as error:
-        print(error, file=sys.stderr)
-        sys.exit(RESTART if error.transient else 1)
+        print(error, file=sys.stderr, flush=True)
+        os._exit(RESTART if error.transient else 1)  # the usual end of an interpreter needs memory as well
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from llm.errors import CapacityError, RecipeError
+from llm.errors import CapacityError, DataError, RecipeError
 
 RETRY_AFTER_SECONDS = 1
 LONGEST_MESSAGE = 400
@@ -55,8 +55,8 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     return {"error": {"message": message[:LONGEST_MESSAGE], "type": kind, "param": param, "code": code}}
 
 
-def asked_for(error: RecipeError) -> str:
-    """What to say to whoever set what a text can't go on with."""
+def asked_for(error: DataError | RecipeError) -> str:
+    """What to say to whoever asked for what can't be done."""
     return f"{error.fact}; {error.remedy}"
 
 

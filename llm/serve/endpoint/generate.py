@@ -9,7 +9,7 @@ from typing import Any
 
 from llm.data import template
 from llm.errors import DataError, RecipeError
-from llm.serve.endpoint.errors import ApiError
+from llm.serve.endpoint.errors import ApiError, asked_for
 from llm.serve.endpoint.requests import GenerationRequest
 from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.visit import Visit
@@ -82,7 +82,7 @@ def chat_ids(engine: Engine, messages: list[dict[str, str]]) -> list[int]:
     try:
         return template.prompt_ids(engine.tokenizer, template.turns(messages))
     except DataError as error:
-        raise ApiError(400, f"{error.fact}; {error.remedy}", param="messages") from error
+        raise ApiError(400, asked_for(error), param="messages") from error
 
 
 def check_length(engine: Engine, text: str, *, param: str) -> None:
@@ -140,7 +140,7 @@ def _refused(body: GenerationRequest, error: DataError | RecipeError) -> ApiErro
     """A search that can't be made, a prompt that can't be continued, or a form that can't be followed."""
     form = "structured_outputs" if body.structured_outputs else "response_format"
     param = "beams" if body.beams > 1 else "prompt" if isinstance(error, DataError) else form
-    return ApiError(400, f"{param}: {error.fact}; {error.remedy}", param=param)
+    return ApiError(400, f"{param}: {asked_for(error)}", param=param)
 
 
 def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | None) -> int:

@@ -37,7 +37,7 @@ SWAPPED = [0, 2, 1, 3]  # [batch, heads, sequence, head_dim] ↔ [batch, sequenc
 COSINES, SINES = "serving.cosines", "serving.sines"  # [positions, head_dim / 2]
 
 
-class Turned(NamedTuple):
+class Rotation(NamedTuple):
     """A query or key before its rotation, and what it is multiplied by: [batch, 1, sequence, head_dim]."""
 
     source: str
@@ -52,7 +52,7 @@ class Layer:
     name: str
     attention: NodeProto
     joined: tuple[NodeProto, NodeProto]  # past and new keys, past and new values
-    rotations: tuple[Turned | None, Turned | None]  # of queries and of new keys
+    rotations: tuple[Rotation | None, Rotation | None]  # of queries and of new keys
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -68,10 +68,11 @@ def for_serving(model: ModelProto, folder: Path, *, positions: int) -> ModelProt
         remedy = "serve the variant int8 or fp16; quantized is for transformers.js"
         raise ArtifactError("answers would depend on each other", value="activations are scaled over the whole batch", remedy=remedy)
     layers = list(_layers(graph))
-    turned = [each for layer in layers for each in layer.rotations]
-    fused = None not in turned and len({each[1:] for each in turned if each}) == 1
-    if fused and turned[0]:
-        graph.initializer.extend(_tables(model, turned[0], folder, positions))
+    rotations = [each for layer in layers for each in layer.rotations]
+    tables = {(each.cosines, each.sines) for each in rotations if each}
+    fused = None not in rotations and len(tables) == 1
+    if fused:
+        graph.initializer.extend(_rotary_tables(model, tables.pop(), folder, positions))
     attention = {layer.attention.output[0]: layer for layer in layers}
     joins = {node.output[0] for layer in layers for node in layer.joined}
     nodes: list[NodeProto] = []
@@ -107,12 +108,13 @@ def _layers(graph: GraphProto) -> Iterator[Layer]:
             raise ArtifactError(
                 "graph's heads can't be served", value=f"{num_heads} of {head_dim}", remedy="make their width a multiple of 8"
             )
-        turned = _turned(makers, attention.input[0]), _turned(makers, keys.input[1])
-        rotations = turned if head_dim % 16 == 0 else (None, None)  # narrower ones GroupQueryAttention doesn't rotate
+        rotations = _rotation(makers, attention.input[0]), _rotation(makers, keys.input[1])
+        if head_dim % 16:
+            rotations = None, None  # such heads GroupQueryAttention doesn't rotate
         yield Layer(name, attention, (keys, values), rotations, num_heads, shapes[past][1], head_dim)
 
 
-def _turned(makers: dict[str, NodeProto], name: str) -> Turned | None:
+def _rotation(makers: dict[str, NodeProto], name: str) -> Rotation | None:
     """How `name` was rotated, x · cosines + (−second half, first half) · sines; None if it wasn't, or otherwise."""
 
     def inputs(name: str, kind: str, count: int) -> list[str]:
@@ -127,13 +129,12 @@ def _turned(makers: dict[str, NodeProto], name: str) -> Turned | None:
     split = makers.get(second)
     if not split or split.op_type != "Split" or split.input[0] != source or list(split.output) != [first, second]:
         return None
-    return Turned(source, cosines, sines)
+    return Rotation(source, cosines, sines)
 
 
-def _tables(model: ModelProto, turned: Turned, folder: Path, positions: int) -> list[TensorProto]:
-    """Cosines and sines of every position, as the graph itself computes them; of two equal halves, one."""
-    names = [turned.cosines, turned.sines]
-    nodes = _reachable(list(model.graph.node), names)
+def _rotary_tables(model: ModelProto, names: tuple[str, str], folder: Path, positions: int) -> list[TensorProto]:
+    """Cosines and sines of every position, as the graph itself computes them under these names; of two equal halves, one."""
+    nodes = _reachable(list(model.graph.node), list(names))
     read = {name for node in nodes for name in node.input}
     constants = [each for each in model.graph.initializer if each.name in read]
     for each in filter(uses_external_data, constants):
@@ -157,7 +158,7 @@ def _grouped_attention(layer: Layer, *, fused: bool) -> Iterator[NodeProto]:
     """The layer's attention over the shared buffers, from and to [batch, heads, sequence, head_dim]; `fused`, with its rotation."""
     new = {"query": layer.attention.input[0], "key": layer.joined[0].input[1], "value": layer.joined[1].input[1]}
     if fused:
-        new |= {part: turned.source for part, turned in zip(("query", "key"), layer.rotations, strict=True) if turned}
+        new |= {part: each.source for part, each in zip(("query", "key"), layer.rotations, strict=True) if each}
     for part, source in new.items():
         heads = layer.num_heads if part == "query" else layer.num_kv_heads
         swapped, flat, shape = (f"serving.{layer.name}.{part}{step}" for step in (".swapped", "", ".shape"))

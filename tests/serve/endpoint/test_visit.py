@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from contextlib import contextmanager
@@ -38,13 +39,13 @@ def test_the_last_is_released_first_and_late_ones_at_once() -> None:
     released: list[int] = []
     cleanup = Cleanup()
     for number in range(3):
-        cleanup.callback(lambda number=number: released.append(number))  # type: ignore[misc]
+        cleanup.callback(functools.partial(released.append, number))
     cleanup.check()
     assert released == []
     cleanup.close()
     assert released == [2, 1, 0]
     with pytest.raises(Over):
-        cleanup.callback(lambda: released.append(3))
+        cleanup.callback(functools.partial(released.append, 3))
     assert released == [2, 1, 0, 3]
     with pytest.raises(Over):
         cleanup.check()
