@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -45,7 +44,7 @@ class Patience:
                 pause = next(pauses, None)
                 if not is_away(error) or pause is None:
                     raise
-                log.warning("storage is away (%s): trying again in %g s", os.strerror(error.errno).lower(), pause)
+                log.warning("storage is away (%s): trying again in %g s", error, pause)
                 if self.ended.wait(pause):
                     raise
 
