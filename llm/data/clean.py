@@ -31,7 +31,7 @@ from llm.data.quality.judge import judge, judge_page
 from llm.data.quality.language import identify
 from llm.data.quality.lines import Repeats, count, frequent, without_repeats
 from llm.data.quality.words import plain_words
-from llm.data.repair import main_text, repair
+from llm.data.repair import repairs
 from llm.data.steps import Edited, Step, through, write_through
 from llm.errors import DataError
 
@@ -51,14 +51,6 @@ class Decisions:
             "rulings": self.rulings.identity(),
             "lexicons": [each.sha256() for each in self.lexicons],
         }
-
-
-def repairs(config: CleanConfig) -> tuple[Step, ...]:
-    """The steps of the first pass, in order: what the text was meant to be."""
-    return (
-        partial(main_text, config=config.repair),
-        partial(repair, config=config.repair),
-    )
 
 
 def filters(config: CleanConfig, decisions: Decisions) -> tuple[Step, ...]:
@@ -106,7 +98,7 @@ def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop, s
 
 def repair_shard(config: CleanConfig, shard: str, out: Path) -> dict[str, Any]:
     """One shard as it was meant to be; its books."""
-    return write_through(out, read_documents(Path(shard)), repairs(config))
+    return write_through(out, read_documents(Path(shard)), repairs(config.repair))
 
 
 def decide(repaired: Sequence[Part], config: CleanConfig, rulings: Sequence[Rulings], workshop: Workshop) -> list[Piece]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from llm.artifact import write_json
 from llm.data.config import CollectConfig
-from llm.data.document import Books, Document, Quarantined, concatenate, json_line, write_json_lines, write_shards
+from llm.data.document import Books, Document, Quarantined, concatenate, defect, json_line, write_json_lines, write_shards
 from llm.data.news import news
 from llm.data.parts import Piece, Workshop, link
 from llm.data.selection import INDEX, Batch, all_of, chosen_shards, gone_since, joined, within_quota
@@ -123,7 +123,7 @@ def _readable(found: Iterable[Document | Quarantined], books: Books, quarantine:
     """Documents that can be worked with; books, quarantine and index fill up on the way."""
     lines: list[dict[str, Any]] = []
     for each in found:
-        reason = _defect(each.text) if isinstance(each, Document) else each.reason
+        reason = defect(each.text) if isinstance(each, Document) else each.reason
         if reason or isinstance(each, Quarantined):
             books.quarantine(reason)
             quarantine.write(json_line({"id": each.id, "reason": reason}))
@@ -143,15 +143,6 @@ def _refuse_twins(index: pa.Table) -> None:
     if len(pc.unique(ids)) < len(ids):
         twin = next(each["values"] for each in pc.value_counts(ids).to_pylist() if each["counts"] > 1)
         raise DataError("two documents have one id", value=twin, remedy="give the folders of collect.sources different names")
-
-
-def _defect(text: str) -> str:
-    """Why this can't be text; empty if it can."""
-    if not text.strip():
-        return "empty"
-    if "\0" in text:
-        return "binary"
-    return "lone_surrogate" if any("\ud800" <= character <= "\udfff" for character in set(text)) else ""
 
 
 def _refuse_dirt(config: CollectConfig, books: Books, out: Path) -> None:

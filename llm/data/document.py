@@ -35,6 +35,15 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def defect(text: str) -> str:
+    """Why this can't be text; empty if it can."""
+    if not text.strip():
+        return "empty"
+    if "\0" in text:
+        return "binary"
+    return "lone_surrogate" if any("\ud800" <= character <= "\udfff" for character in set(text)) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Quarantined:
     """What a source could not read as a document, and why."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import replace
+from functools import partial
 from operator import ne
 from typing import Literal
 
@@ -16,7 +17,7 @@ from lxml import etree
 from llm.data.document import KEEP, Document, Verdict
 from llm.data.quality.code import is_code
 from llm.data.quality.config import RepairConfig
-from llm.data.steps import Edited
+from llm.data.steps import Edited, Step
 
 # Repairs decoding, leaves typography alone: curly quotes, ligatures and HTML entities may be meant.
 REPAIRS = ftfy.TextFixerConfig(
@@ -37,6 +38,11 @@ _tag = re.compile(r"<[A-Za-z][^\s<>]*(?=\s)")
 _spans = re.compile(r"</?span(?:\s[^<>]*)?>", re.IGNORECASE)
 _newlines = re.compile("\r\n?")
 _controls = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufeff]")  # all but tab, line feed and form feed
+
+
+def repairs(config: RepairConfig) -> tuple[Step, ...]:
+    """The steps from what was found to what it was meant to be, in order."""
+    return (partial(main_text, config=config), partial(repair, config=config))
 
 
 def main_text(document: Document, config: RepairConfig) -> Edited | Verdict:

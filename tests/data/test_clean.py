@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from llm.data.clean import clean, repairs
+from llm.data.clean import clean
 from llm.data.config import CleanConfig
 from llm.data.document import Document, read_shards, write_documents, write_shards
 from llm.data.parts import Workshop
-from llm.data.quality.config import RepeatsConfig
+from llm.data.quality.config import RepairConfig, RepeatsConfig
 from llm.data.quality.judge import judge
+from llm.data.repair import repairs
 from llm.data.steps import Edited, through
 from llm.errors import DataError
 
@@ -37,7 +38,7 @@ def code(text: str) -> Document:
 
 
 def repair(document: Document) -> Document:
-    outcome = through(document, repairs(CleanConfig()))
+    outcome = through(document, repairs(RepairConfig()))
     return outcome.document if isinstance(outcome, Edited) else replace(document, text="")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from llm.config import Section
 from llm.data.sources.config import FilesSource
@@ -39,11 +39,20 @@ class LexiconConfig(Section):
     max_words_share: float = Field(default=0, ge=0, le=1, description="and this share of the words in a long one")
 
 
+def _without_quota(sources: tuple[FilesSource, ...]) -> tuple[FilesSource, ...]:
+    if any(source.max_documents or source.max_bytes for source in sources):
+        raise ValueError("examples have no quota of their own; set max_examples of clean.classifier, max_bytes of clean.fluency")
+    return sources
+
+
+Examples = Annotated[tuple[FilesSource, ...], Field(min_length=1), AfterValidator(_without_quota)]
+
+
 class ClassifierConfig(Section):
     """A linear model that tells good texts from bad ones by examples."""
 
-    good: tuple[FilesSource, ...] = Field(min_length=1)
-    bad: tuple[FilesSource, ...] = Field(min_length=1)
+    good: Examples
+    bad: Examples
     min_probability: float = Field(default=0.5, ge=0, le=1, description="of being good; without effect if keep_share is set")
     keep_share: float | None = Field(default=None, gt=0, le=1, description="keep this share of the documents: the best ones")
     max_examples: int = Field(default=20_000, ge=10, description="of each kind; drawn by the hash of their ids")
@@ -54,7 +63,7 @@ class ClassifierConfig(Section):
 class FluencyConfig(Section):
     """A model of characters that drops what is written unlike the good examples."""
 
-    good: tuple[FilesSource, ...] = Field(min_length=1)
+    good: Examples
     max_bits_per_byte: float = Field(gt=0, description="of a document under the model; ordinary English has 2 to 3")
     order: int = Field(default=5, ge=2, le=7, description="bytes in the longest n-gram")
     max_bytes: int = Field(default=10_000_000, ge=1_000, description="of the examples that are counted")

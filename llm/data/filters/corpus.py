@@ -49,10 +49,10 @@ def survey(pieces: Sequence[Piece], config: CleanConfig, sets: Sequence[Labelled
         rulings.append(found)
         counts["suspicious_phrases"] = len(phrases)
     if config.classifier:
-        found, counts["classifier"] = learned.by_classifier(pieces, config.classifier, workshop)
+        found, counts["classifier"] = learned.by_classifier(pieces, config.classifier, config.repair, workshop)
         rulings.append(found)
     if config.fluency:
-        found, counts["fluency"] = learned.by_fluency(pieces, config.fluency, workshop)
+        found, counts["fluency"] = learned.by_fluency(pieces, config.fluency, config.repair, workshop)
         rulings.append(found)
     return Survey([merged(shard) for shard in zip(*rulings, strict=True)], counts, phrases, overlaps)
 

@@ -14,20 +14,23 @@ from llm.data.document import Verdict, read_shards
 from llm.data.filters import characters
 from llm.data.filters.classifier import Classifier, train
 from llm.data.filters.config import ClassifierConfig, FluencyConfig
-from llm.data.filters.examples import snapshot, texts
+from llm.data.filters.examples import identity, texts
 from llm.data.filters.rulings import Rulings
 from llm.data.parts import Part, Piece, Workshop
+from llm.data.quality.config import RepairConfig
 
 BATCH_DOCUMENTS = 256
 
 Score = tuple[str, float]
 
 
-def by_classifier(pieces: Sequence[Piece], config: ClassifierConfig, workshop: Workshop) -> tuple[list[Rulings], dict[str, Any]]:
+def by_classifier(
+    pieces: Sequence[Piece], config: ClassifierConfig, repair: RepairConfig, workshop: Workshop
+) -> tuple[list[Rulings], dict[str, Any]]:
     """What the classifier drops of each shard, with the probability of being good; how well it tells the examples apart."""
-    examples = Piece(None, [snapshot(config.good), snapshot(config.bad)])
+    examples = Piece(None, [identity(config.good, repair), identity(config.bad, repair)])
     shape = config.model_dump(mode="json", include={"max_examples", "max_characters", "folds"})
-    (model,) = workshop.made("classifier", partial(train_classifier, config), [examples], settings=shape)
+    (model,) = workshop.made("classifier", partial(train_classifier, config, repair), [examples], settings=shape)
     scores = _scores(workshop, "classified", partial(classify_shard, config), pieces, model, shape["max_characters"])
     threshold = config.min_probability
     if config.keep_share is not None:
@@ -35,27 +38,30 @@ def by_classifier(pieces: Sequence[Piece], config: ClassifierConfig, workshop: W
     return [_drops(shard, "low_quality", lambda score: score < threshold) for shard in scores], {**model.counts, "threshold": threshold}
 
 
-def by_fluency(pieces: Sequence[Piece], config: FluencyConfig, workshop: Workshop) -> tuple[list[Rulings], dict[str, Any]]:
+def by_fluency(
+    pieces: Sequence[Piece], config: FluencyConfig, repair: RepairConfig, workshop: Workshop
+) -> tuple[list[Rulings], dict[str, Any]]:
     """What the model of characters drops of each shard, with its bits per byte."""
-    examples = Piece(None, snapshot(config.good))
-    shape = config.model_dump(mode="json", include={"order", "max_bytes"})
-    (model,) = workshop.made("characters", partial(count_characters, config), [examples], settings=shape)
+    examples = Piece(None, identity(config.good, repair))
+    shape = config.model_dump(mode="json", include={"order", "max_bytes", "max_characters"})
+    (model,) = workshop.made("characters", partial(count_characters, config, repair), [examples], settings=shape)
     scores = _scores(workshop, "fluency", partial(measure_shard, config), pieces, model, config.max_characters)
     return [_drops(shard, "not_fluent", lambda score: score > config.max_bits_per_byte) for shard in scores], dict(model.counts)
 
 
-def train_classifier(config: ClassifierConfig, _: None, out: Path) -> dict[str, Any]:
+def train_classifier(config: ClassifierConfig, repair: RepairConfig, _: None, out: Path) -> dict[str, Any]:
     """Writes `model.npz`."""
-    good, bad = (texts(side, max_examples=config.max_examples, max_characters=config.max_characters) for side in (config.good, config.bad))
+    limits = {"max_examples": config.max_examples, "max_characters": config.max_characters}
+    good, bad = (texts(side, repair, **limits) for side in (config.good, config.bad))
     classifier, counts = train(good, bad, config.folds)
     classifier.save(out / "model.npz")
     return counts
 
 
-def count_characters(config: FluencyConfig, _: None, out: Path) -> dict[str, Any]:
+def count_characters(config: FluencyConfig, repair: RepairConfig, _: None, out: Path) -> dict[str, Any]:
     """Writes `model.npz`."""
     most = 1 + config.max_bytes // config.max_characters
-    good = texts(config.good, max_examples=10 * most, max_characters=config.max_characters)
+    good = texts(config.good, repair, max_examples=10 * most, max_characters=config.max_characters)
     characters.CharacterModel.fit(good, config.order, config.max_bytes).save(out / "model.npz")
     return {"examples": len(good)}
 

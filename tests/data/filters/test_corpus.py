@@ -6,13 +6,16 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from llm.artifact import Ref, Store
 from llm.data.clean import clean
 from llm.data.config import CleanConfig, LabelledSet
 from llm.data.document import Document, read_shards, write_shards
 from llm.data.filters.corpus import snapshot
+from llm.data.filters.examples import texts
 from llm.data.parts import Workshop
+from llm.data.quality.config import RepairConfig
 from llm.data.sources.config import FilesSource
 from llm.recipe import Recipe, load
 from llm.stages import job
@@ -151,3 +154,57 @@ def test_the_key_of_clean_follows_evaluation_sets(tmp_path: Path) -> None:
     assert before != key(plain)
     exam.write_text(json.dumps({"q": "What is that?", "a": "a boat"}) + "\n")
     assert key(recipe) != before
+
+
+def read_as(tmp_path: Path, text_field: str) -> FilesSource:
+    """Records with a text that is good in one field and bad in the other."""
+    path = tmp_path / "records.jsonl"
+    if not path.exists():
+        path.write_text("".join(json.dumps({"good": good(), "bad": bad()}) + "\n" for _ in range(20)))
+    return FilesSource(path=str(path), text_field=text_field)
+
+
+def kept(tmp_path: Path, config: CleanConfig, name: str) -> set[str]:
+    cleaned(tmp_path, mixed(), config, name)
+    return {document.id.rstrip("0123456789") for document in read_shards(tmp_path / name)}
+
+
+def test_examples_that_are_read_otherwise_are_learned_again(tmp_path: Path) -> None:
+    def fluent(text_field: str) -> CleanConfig:
+        return CleanConfig.model_validate({"rules": [], "fluency": {"good": [read_as(tmp_path, text_field)], "max_bits_per_byte": 2.0}})
+
+    assert kept(tmp_path, fluent("good"), "first") == {"good"}
+    assert kept(tmp_path, fluent("bad"), "second") == {"bad"}
+
+
+@pytest.mark.parametrize("change", [{"order": 3}, {"max_bytes": 1_000}, {"max_characters": 100}])
+def test_a_changed_setting_learns_what_an_empty_store_learns(tmp_path: Path, change: dict[str, int]) -> None:
+    source = examples(tmp_path / "good", [good() for _ in range(20)])
+    documents = mixed()
+
+    def scores(folder: Path, **changes: int) -> list[bytes]:
+        config = {"rules": [], "fluency": {"good": [source], "max_bits_per_byte": 2.0} | changes}
+        folder.mkdir(exist_ok=True)
+        cleaned(folder, documents, CleanConfig.model_validate(config), f"out{len(list(folder.iterdir()))}")
+        return sorted(path.read_bytes() for path in (folder / "parts").glob("*/model.npz"))
+
+    before, after, fresh = scores(tmp_path / "used"), scores(tmp_path / "used", **change), scores(tmp_path / "fresh", **change)
+    assert len(before) == 1
+    assert set(after) == {*before, *fresh}
+    assert before != fresh
+
+
+def test_example_pages_are_compared_as_text(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    for number in range(20):
+        page = f"<html><head><script>var deal = 'buy now';</script></head><body><p>{good()}</p></body></html>"
+        (tmp_path / "pages" / f"{number}.html").write_text(page)
+    found = texts([FilesSource(path=str(tmp_path / "pages"))], RepairConfig(), max_examples=20, max_characters=2_000)
+    assert len(found) == 20
+    assert not [text for text in found if "<" in text or "deal" in text]
+
+
+def test_examples_with_a_quota_are_refused(tmp_path: Path) -> None:
+    source = {"kind": "files", "path": str(tmp_path), "max_documents": 5}
+    with pytest.raises(ValidationError, match="examples have no quota of their own; set max_examples"):
+        CleanConfig.model_validate({"classifier": {"good": [source], "bad": [source]}})
