@@ -89,10 +89,11 @@ def vocabulary(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Re
 
 
 def pairs(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:
-    """The hash of the file of conversations, where the recipe names one."""
-    from llm.data.chat import snapshot
+    """The hashes of the conversations, where the recipe names their file, and of the sets that they may share nothing with."""
+    from llm.data import chat, labelled
 
-    return snapshot(recipe.finetune.chat) | origins(recipe, store, node, parents)
+    held_back = [labelled.snapshot(each) for each in recipe.evaluate.sets]
+    return chat.snapshot(recipe.finetune.chat) | ({"sets": held_back} if held_back else {}) | origins(recipe, store, node, parents)
 
 
 def champion(recipe: Recipe, store: Store, node: str, parents: Mapping[str, Ref]) -> dict[str, Any]:

@@ -66,7 +66,12 @@ STAGES = {
         ("scikit-learn", "scipy", "vaderSentiment", "numpy", "pyarrow", "jinja2", "pyyaml", "unicodedata"),
     ),
     "pretrain": Stage(("llm.train.loop",), ("model", "train", "seed"), ("torch",), observe.origins),
-    "finetune": Stage(("llm.train.loop", "llm.data.chat"), ("finetune", "seed"), ("torch", "sentencepiece"), observe.pairs),
+    "finetune": Stage(
+        ("llm.train.loop", "llm.data.chat", "llm.data.filters.contamination"),
+        ("finetune", "seed", "evaluate.sets", "clean.contamination"),
+        ("torch", "sentencepiece", "unicodedata"),
+        observe.pairs,
+    ),
     "evaluate": Stage(("llm.evaluate.evaluate",), ("evaluate", "seed"), ("torch", "sentencepiece")),
     "export": Stage(
         ("llm.export.export",), ("export", "name", "audit.license"), ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")

@@ -29,13 +29,15 @@ def pretrain(job: Job) -> dict[str, str]:
 def finetune(job: Job) -> dict[str, str]:
     """Train the base model on conversations, with the loss on answers only."""
     from llm.data.chat import build as build_chat
+    from llm.data.filters.contamination import finder
 
     recipe, parents = Recipe.model_validate(job.recipe), refs(job.parents)
 
     def build(out: Path) -> dict[str, Any]:
         chat = out / "chat"
         chat.mkdir()
-        pairs = build_chat(parents["deduped"], parents["tokenized"], chat, recipe.finetune.chat)
+        contaminated = finder(recipe.evaluate.sets, recipe.clean.contamination)
+        pairs = build_chat(parents["deduped"], parents["tokenized"], chat, recipe.finetune.chat, contaminated)
         return {"pairs": pairs, **_train(job, recipe, recipe.finetune.train, chat, out, initial=parents["trained"])}
 
     return produce(job, build)

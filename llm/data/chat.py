@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ def snapshot(config: ChatConfig) -> dict[str, Any]:
     return {} if config.source == "docstrings" else {"files": fingerprints([(Path(config.source).name, _file(config))])}
 
 
-def build(deduped: Path, tokenized: Path, out: Path, config: ChatConfig) -> dict[str, Any]:
+def build(
+    deduped: Path, tokenized: Path, out: Path, config: ChatConfig, contaminated: Callable[[str], bool] = lambda text: False
+) -> dict[str, Any]:
     """Rows as the tokenize stage writes them, plus `{split}.mask` and `pairs-{split}.jsonl`, for the three splits and `test-shuffled`.
 
-    Training rows hold several conversations; the other splits one each, as a served model meets them.
+    `contaminated` says which texts a model may not learn from, because it will be judged on them. Training rows hold several
+    conversations; the other splits one each, as a served model meets them.
 
     Raises: DataError if a split stays empty.
     """
@@ -44,7 +47,8 @@ def build(deduped: Path, tokenized: Path, out: Path, config: ChatConfig) -> dict
     facts = json.loads((tokenized / "rows.json").read_text(encoding="utf-8"))
     facts["row_tokens"] = config.row_tokens or facts["row_tokens"]
     books = Books()
-    by_split = _usable(deduped, tokenizer, facts["row_tokens"], config, books)
+    found = _docstring_pairs(deduped, config) if config.source == "docstrings" else _file_pairs(config)
+    by_split = _usable(_clean(found, contaminated, books), tokenizer, facts["row_tokens"], config, books)
     by_split[SHUFFLED] = shuffled(by_split["test"], tokenizer, facts["row_tokens"])
     facts["splits"] = {split: _write(out, split, tokenizer, conversations, facts) for split, conversations in by_split.items()}
     write_json(out / "rows.json", facts)
@@ -75,11 +79,22 @@ def _ask(conversation: Conversation, question: str, tokenizer: Tokenizer, row_to
         question = question[:-excess]
 
 
-def _usable(deduped: Path, tokenizer: Tokenizer, row_tokens: int, config: ChatConfig, books: Books) -> dict[str, list[Conversation]]:
+def _clean(pairs: Iterable[Found], contaminated: Callable[[str], bool], books: Books) -> Iterator[Found]:
+    """Those of which a model may learn; the others are in the books."""
+    for split, found in pairs:
+        if isinstance(found, Conversation) and contaminated("\n".join(turn.content for turn in found.turns)):
+            books.drop("contaminated")
+        else:
+            yield split, found
+
+
+def _usable(
+    pairs: Iterable[Found], tokenizer: Tokenizer, row_tokens: int, config: ChatConfig, books: Books
+) -> dict[str, list[Conversation]]:
     """Conversations per split that are whole, new and fit a row, in the order of their hashes, so that neighbours are strangers."""
     by_split: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
     asked: set[str] = set()
-    for split, found in _docstring_pairs(deduped, config) if config.source == "docstrings" else _file_pairs(config):
+    for split, found in pairs:
         if isinstance(found, Quarantined):
             books.quarantine(found.reason)
         elif reason := _objection(found, asked, tokenizer, row_tokens, config):

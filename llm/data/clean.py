@@ -2,7 +2,8 @@
 
 Two passes over the shards, each a table of steps. The first finds out what every text was meant to be. What has to be
 known of all shards together is counted there, and decided between the passes. The second looks for objections, and
-makes what is left fit to learn from. A change of a threshold repeats the second pass alone.
+makes what is left fit to learn from. A change of a threshold repeats the second pass alone. Documents that an evaluation
+set finds in what is left, and found nothing in before, go last.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from llm.artifact import write_json
 from llm.data.config import CleanConfig, LabelledSet
 from llm.data.document import Books, concatenate, read_documents, read_shards
 from llm.data.filters import lexicon
-from llm.data.filters.corpus import report, survey
+from llm.data.filters.corpus import last_rulings, report, survey
 from llm.data.filters.lexicon import Lexicon, judge_words
 from llm.data.filters.licence import judge_licence
 from llm.data.filters.privacy import mask
@@ -83,12 +85,16 @@ def clean(collected: Path, out: Path, config: CleanConfig, workshop: Workshop, s
     surveyed = survey(_pieces(repaired), config, sets, workshop)
     pieces = decide(repaired, config, surveyed.rulings, workshop)
     filtered = workshop.made("filtered", partial(filter_shard, config), pieces, settings=settings)
-    for number, path in enumerate(path for part in filtered for path in part.files("documents-*.parquet")):
+    passes = [repaired, filtered]
+    rulings = last_rulings(_pieces(filtered), config, sets, workshop)
+    if any(each.drops for each in rulings):
+        passes.append(workshop.made("ruled", rule_shard, _decided(filtered, [Decisions(rulings=each) for each in rulings])))
+    for number, path in enumerate(path for part in passes[-1] for path in part.files("documents-*.parquet")):
         link(path, out / f"documents-{number:05d}.parquet")
-    concatenate((part.path / "dropped.jsonl" for part in (*repaired, *filtered)), out / "dropped.jsonl")
-    books = _books(repaired, filtered)
-    found = report(surveyed, _pieces(filtered), config, sets, workshop, out)
-    counts = {**books.to_dict(), "edits": _edits([*repaired, *filtered]), **found}
+    concatenate((part.path / "dropped.jsonl" for parts in passes for part in parts), out / "dropped.jsonl")
+    books = _books(passes)
+    found = report(surveyed, _pieces(passes[-1]), config, sets, workshop, out)
+    counts = {**books.to_dict(), "edits": _edits(passes), **found}
     write_json(out / "books.json", counts)
     if not books.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(books.dropped.items()))
@@ -128,6 +134,12 @@ def filter_shard(config: CleanConfig, value: tuple[str, Decisions], out: Path) -
     return write_through(out, read_shards(Path(shard)), filters(config, decisions))
 
 
+def rule_shard(value: tuple[str, Decisions], out: Path) -> dict[str, Any]:
+    """One filtered shard without what the last look at all of them rules out; its books."""
+    shard, decisions = value
+    return write_through(out, read_shards(Path(shard)), (partial(carry_out, rulings=decisions.rulings),))
+
+
 def _pieces(parts: Sequence[Part]) -> list[Piece]:
     return [Piece(str(part.path), _content(part)) for part in parts]
 
@@ -143,17 +155,19 @@ def _content(part: Part) -> list[str]:
     return [part.sha256(path.name) for path in part.files("documents-*.parquet")]
 
 
-def _books(repaired: Sequence[Part], filtered: Sequence[Part]) -> Books:
-    """The books of both passes as one: the second reads what the first kept."""
-    first, second = Books.sum(part.counts for part in repaired), Books.sum(part.counts for part in filtered)
-    books = Books(first.read, second.kept, first.dropped + second.dropped, first.quarantined + second.quarantined)
+def _books(passes: Sequence[Sequence[Part]]) -> Books:
+    """The books of all passes as one: each reads what the one before kept."""
+    first, *others = (Books.sum(part.counts for part in parts) for parts in passes)
+    books = first
+    for each in others:
+        books = Books(books.read, each.kept, books.dropped + each.dropped, books.quarantined + each.quarantined)
     books.check()
     return books
 
 
-def _edits(parts: Sequence[Part]) -> dict[str, int]:
+def _edits(passes: Sequence[Sequence[Part]]) -> dict[str, int]:
     """What was changed in documents that passed, and how much of it."""
     edits: Counter[str] = Counter()
-    for part in parts:
+    for part in chain.from_iterable(passes):
         edits.update(part.counts["edits"])
     return dict(sorted(edits.items()))

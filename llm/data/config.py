@@ -100,7 +100,7 @@ class DedupConfig(Section):
     link_threshold: float = Field(default=0.5, gt=0, le=1, description="Jaccard similarity from which two documents share a split")
     permutations: int = Field(default=128, ge=16, le=1024, multiple_of=16)
     shingle_words: int = Field(default=5, ge=1, description="a character of a script without spaces counts as a word")
-    exact_only: bool = Field(default=False, description="drop texts with the same words only, near duplicates not")
+    exact_only: bool = Field(default=False, description="drop texts with the same words only; near duplicates stay, in one split")
     validation_share: float = Field(default=0.02, gt=0, lt=1)
     test_share: float = Field(default=0.02, gt=0, lt=1)
     domain_splits: dict[str, SplitConfig] = Field(default={}, description="shares of single domains in place of those")

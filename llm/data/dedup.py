@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -129,7 +130,8 @@ def decide(corpus: Corpus, config: DedupConfig) -> Fates:
     """
     _, first_T, text_D = np.unique(corpus.digest_D, return_index=True, return_inverse=True)
     sets = corpus.sets.chosen(first_T)
-    cluster_T, family_T = relatives(corpus.keys_DK[first_T], sets, threshold=config.threshold, at_least=config.link_threshold)
+    threshold = math.inf if config.exact_only else config.threshold
+    cluster_T, family_T = relatives(corpus.keys_DK[first_T], sets, threshold=threshold, at_least=config.link_threshold)
     survivor_D, reason_D = _survivors(corpus, cluster_T[text_D], text_D)
     return Fates(_splits(corpus, family_T[text_D], config), reason_D, survivor_D)
 
@@ -154,8 +156,6 @@ def split_shard(value: tuple[str, str], out: Path) -> dict[str, Any]:
 
 
 def _shape(config: DedupConfig) -> Shape:
-    if config.exact_only:
-        return Shape()
     return Shape(config.shingle_words, config.permutations, band_rows(config.permutations, config.threshold, config.link_threshold))
 
 

@@ -12,9 +12,11 @@ import pytest
 
 from llm.artifact import canonical, named_errors
 from llm.data.chat import build, shuffled, snapshot
-from llm.data.config import ChatConfig
+from llm.data.config import ChatConfig, LabelledSet
 from llm.data.docstrings import DESCRIBE, IMPLEMENT, Function, conversation, functions
 from llm.data.document import Document, read_shards
+from llm.data.filters.config import ContaminationConfig
+from llm.data.filters.contamination import finder
 from llm.data.rows import IGNORED, Rows
 from llm.data.split import SPLITS
 from llm.data.template import Conversation, Turn, encode, prompt_ids, turns
@@ -231,6 +233,27 @@ def test_a_table_of_pairs_gives_the_rows_that_the_same_lines_give(stages: dict[s
         found[kind] = {turns for split in SPLITS for turns in (each.turns for each in pairs(out, split))}
     assert len(found["csv"]) == 40
     assert found["csv"] == found["jsonl"]
+
+
+def test_conversations_share_nothing_with_an_evaluation_set(stages: dict[str, Path], tmp_path: Path) -> None:
+    exam = "In which year did the keeper of the northern lighthouse first write down the height of every tide?"
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"q": exam, "a": "1881"}) + "\n")
+    held_back = LabelledSet(name="exam", path=str(tmp_path / "exam.jsonl"), text_field="q", answer_field="a")
+    asked = [f"What comes after {number}?" for number in range(40)]
+    leaks = [(f"Tell me, {exam.lower()}", "In 1881."), ("What do they ask?", f"They ask: {exam}")]
+    path = tmp_path / "pairs.jsonl"
+    lines = [*((question, f"It is {number + 1}.") for number, question in enumerate(asked)), *leaks]
+    path.write_text("".join(json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in lines))
+    config = ChatConfig(source=str(path), validation_share=0.2, test_share=0.2, min_answer_characters=1)
+
+    def learned(contamination: ContaminationConfig) -> tuple[set[str], dict[str, int]]:
+        out = tmp_path / contamination.action
+        out.mkdir()
+        facts = build(stages["dedup"], stages["tokenize"], out, config, finder([held_back], contamination))
+        return {each.turns[0].content for split in SPLITS for each in pairs(out, split)}, facts["books"]["dropped"]
+
+    assert learned(ContaminationConfig()) == (set(asked), {"contaminated": 2})
+    assert learned(ContaminationConfig(action="report")) == ({*asked, *(question for question, _ in leaks)}, {})
 
 
 def test_a_file_of_pairs_is_observed(tmp_path: Path) -> None:

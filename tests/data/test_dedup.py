@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -160,6 +161,14 @@ def test_an_empty_shard_among_others(tmp_path: Path) -> None:
 
 def test_exact_only_keeps_near_copies(tmp_path: Path) -> None:
     assert run(tmp_path, corpus(), CONFIG.model_copy(update={"exact_only": True})) == {"exact_duplicate": 20 + len(twins())}
+    by_family: dict[str, list[tuple[str, set[Any]]]] = {}
+    for split, members in kept(tmp_path / "out").items():
+        for id, body in members.items():
+            by_family.setdefault(id.split(".")[0], []).append((split, slow.shingles(body)))
+    pairs = [pair for members in by_family.values() for pair in combinations(members, 2)]
+    near = [(split, other) for (split, one), (other, two) in pairs if slow.jaccard(one, two) >= 0.5]
+    assert len(near) > 100
+    assert all(split == other for split, other in near)
 
 
 def twins() -> list[Document]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,8 +75,30 @@ def report(before: Overlaps, after: Overlaps) -> dict[str, dict[str, int]]:
     }
 
 
+def finder(sets: Sequence[LabelledSet], config: ContaminationConfig) -> Callable[[str], bool]:
+    """Whether a text shares a run with an item of the sets: what the corpus may not hold, conversations may not either.
+
+    No text does where contamination is merely reported. Whether many others hold the run, as `max_documents` asks, isn't looked at.
+
+    Raises: what reading the sets raises.
+    """
+    if config.action not in ("drop", "cut"):
+        return lambda text: False
+    entries, _, sizes = _index(sets, config)
+    wanted = np.unique(entries["code"])
+    return lambda text: len(_hits(text, wanted, sizes, 0)) > 0
+
+
 def index_sets(config: ContaminationConfig, sets: Sequence[LabelledSet], _: None, out: Path) -> dict[str, Any]:
-    """Writes `index.npy`, every run of words with its item, and `sets.json`. Items are numbered through all sets."""
+    """Writes `index.npy`, every run of words with its item, and `sets.json`."""
+    entries, facts, sizes = _index(sets, config)
+    np.save(out / "index.npy", entries)
+    write_json(out / "sets.json", {"sets": facts, "sizes": sizes})
+    return {"items": sum(fact["items"] for fact in facts)}
+
+
+def _index(sets: Sequence[LabelledSet], config: ContaminationConfig) -> tuple[NDArray[np.void], list[dict[str, Any]], list[int]]:
+    """Every run of words with its item, in order, items being numbered through all sets; facts of each set; lengths of runs in words."""
     entries, facts, sizes, item = list[NDArray[np.void]](), list[dict[str, Any]](), set[int](), 0
     for each in sets:
         first, too_short = item, 0
@@ -91,9 +113,7 @@ def index_sets(config: ContaminationConfig, sets: Sequence[LabelledSet], _: None
                 too_short += 1
             item += 1
         facts.append({"name": each.name, "items": item - first, "too_short": too_short})
-    np.save(out / "index.npy", np.sort(np.concatenate(entries or [np.empty(0, ENTRY)]), order=["code", "item"]))
-    write_json(out / "sets.json", {"sets": facts, "sizes": sorted(sizes)})
-    return {"items": item}
+    return np.sort(np.concatenate(entries or [np.empty(0, ENTRY)]), order=["code", "item"]), facts, sorted(sizes)
 
 
 def scan_shard(value: tuple[str, str], out: Path) -> dict[str, Any]:

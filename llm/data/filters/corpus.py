@@ -57,6 +57,14 @@ def survey(pieces: Sequence[Piece], config: CleanConfig, sets: Sequence[Labelled
     return Survey([merged(shard) for shard in zip(*rulings, strict=True)], counts, phrases, overlaps)
 
 
+def last_rulings(kept: Sequence[Piece], config: CleanConfig, sets: Sequence[LabelledSet], workshop: Workshop) -> list[Rulings]:
+    """Drops what shares a run with an evaluation set only since cleaning took out what stood in between."""
+    if not sets or config.contamination.action not in ("drop", "cut"):
+        return [Rulings() for _ in kept]
+    found = contamination.scan(kept, sets, config.contamination, workshop)
+    return contamination.rulings(found, config.contamination.model_copy(update={"action": "drop"}))
+
+
 def report(
     survey: Survey, kept: Sequence[Piece], config: CleanConfig, sets: Sequence[LabelledSet], workshop: Workshop, out: Path
 ) -> dict[str, Any]:

@@ -26,11 +26,11 @@ _half = np.uint64(32)
 
 @dataclass(frozen=True)
 class Shape:
-    """How texts are sketched: words per shingle, values per signature, values per band. By default not at all, for digests only."""
+    """How texts are sketched: words per shingle, values per signature, values per band."""
 
-    shingle_words: int = 0
-    permutations: int = 0
-    band_rows: int = 0
+    shingle_words: int
+    permutations: int
+    band_rows: int
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,6 @@ def _blocks(texts: pa.Array) -> Iterator[pa.Array]:
 
 
 def _sketch(words: Words, shape: Shape) -> Sketches:
-    if not shape.permutations:
-        texts = len(words.borders) - 1
-        return Sketches(_digests(words), np.empty((texts, 0), np.uint32), np.zeros(texts, np.int64), np.empty(0, np.uint32))
     found, counts = shingles(words, shape.shingle_words)
     keys = band_keys(signatures(found, counts, shape.permutations), shape.band_rows)
     return Sketches(_digests(words), keys, counts, found)

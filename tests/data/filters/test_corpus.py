@@ -109,6 +109,22 @@ def test_evaluation_sets_leave_the_corpus_and_are_reported(tmp_path: Path) -> No
     assert json.loads((tmp_path / "kept" / "contamination.json").read_text())["exam"]["overlapping_after"] == 1
 
 
+def test_what_cleaning_brings_together_leaves_the_corpus_too(tmp_path: Path) -> None:
+    """A question whose footnotes hide it until a rule removes them."""
+    question = "In which year did the keeper of the northern lighthouse first write down the height of every tide?"
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"q": question, "a": "1881"}) + "\n")
+    exam = LabelledSet(name="exam", path=str(tmp_path / "exam.jsonl"), text_field="q", answer_field="a")
+    words = question.split()
+    noted = " ".join(word + "[1]" if place % 5 == 4 else word for place, word in enumerate(words))
+    documents = [Document("leak", f"{good()}{noted}\n{good()}", "x"), *(Document(f"g{number}", good(), "x") for number in range(3))]
+    counts = cleaned(tmp_path, documents, CleanConfig.model_validate({"rules": ["c4"], "c4": {"min_sentences": 1}}), sets=[exam])
+    assert counts["dropped"] == {"contaminated": 1}
+    assert (counts["read"], counts["kept"]) == (4, 3)
+    assert [json.loads(line)["id"] for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()] == ["leak"]
+    facts = json.loads((tmp_path / "out" / "contamination.json").read_text())
+    assert facts["exam"] == {"items": 1, "too_short": 0, "overlapping_before": 0, "overlapping_after": 0}
+
+
 def test_masks_licences_and_words_are_in_the_books(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("bogus\n")
     documents = [

@@ -109,9 +109,3 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sketch, "BLOCK_BYTES", 1000)
     for name, each in vars(sketches(texts, SHAPE)).items():
         assert np.array_equal(each, getattr(whole, name)), name
-
-
-def test_exact_only_needs_no_more_than_digests() -> None:
-    texts = pa.array([*family(0), ""])
-    assert np.array_equal(sketches(texts, Shape()).digests_T, sketches(texts, SHAPE).digests_T)
-    assert sketches(texts, Shape()).keys_TK.shape == (10, 0)
