@@ -18,18 +18,21 @@ def clip_norm(parameters: Iterable[nn.Parameter], limit: float, layout: Layout) 
 
     Each piece counts once, however many workers hold it.
     """
-    parameters = list(parameters)
-    if not layout.shares_parameters:
-        return float(nn.utils.clip_grad_norm_(parameters, limit))
     pieces = [(layout.holders(parameter), local(parameter.grad)) for parameter in parameters if parameter.grad is not None]
+    gradients = [gradient for _, gradient in pieces]
+    norm = _norm_over_workers(pieces, layout) if layout.shares_parameters else float(nn.utils.get_total_norm(gradients))
+    if not norm <= limit:  # a second pass over all of them, which most steps don't need
+        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+    return norm
+
+
+def _norm_over_workers(pieces: list[tuple[int, Tensor]], layout: Layout) -> float:
+    """Of pieces, each with how many workers hold it."""
     squares = torch.zeros((), dtype=torch.float64, device=layout.world.device)
     for holders, group in groupby(sorted(pieces, key=lambda piece: piece[0]), key=lambda piece: piece[0]):
         norms = torch._foreach_norm([gradient for _, gradient in group])
         squares += torch.stack(list(norms)).double().square().sum() / holders
-    norm = layout.world.sum(squares)[0] ** 0.5
-    if not norm <= limit:
-        torch._foreach_mul_([gradient for _, gradient in pieces], limit / (norm + 1e-6))
-    return norm
+    return float(layout.world.sum(squares)[0] ** 0.5)
 
 
 def local(tensor: Tensor) -> Tensor:
