@@ -114,6 +114,7 @@ class Batch:
             slot = self.writing
         self._move(len(self.rows) - 1, slot)
         self.rows.pop()
+        self.slots.free(len(self.rows))
 
     def _reuse(self, row: Row, slot: int) -> None:
         """Copy what another text of the client has read of the same beginning; the last token is read anyway, for its logits."""
@@ -135,12 +136,11 @@ class Batch:
     def _start_writing(self, slot: int) -> None:
         """Bring a row among the writing ones, in exchange with the first that reads."""
         if slot != self.writing:
-            longest = max(self.rows[slot].read, self.rows[self.writing].read)
-            self.slots.swap(slot, self.writing, longest)
+            self.slots.swap(slot, self.rows[slot].read, self.writing, self.rows[self.writing].read)
             self.rows[slot], self.rows[self.writing] = self.rows[self.writing], self.rows[slot]
         self.writing += 1
 
     def _move(self, source: int, target: int) -> None:
         if source != target:
-            self.slots.copy(source, target, self.rows[source].read)
+            self.slots.move(source, target, self.rows[source].read)
             self.rows[target] = self.rows[source]

@@ -62,7 +62,8 @@ class Engine:
         self.watch: Callable[[Event], None] | None = None
         self._guides = Guides(self.tokenizer, self.pieces)
         self._session = open_session(self.facts, graph_file(config.variant), threads=config.threads)
-        self._slots = Slots(self._session, self.facts, slots=config.slots + 1, capacity=self.facts.context_tokens)
+        bounded = 0 < config.kv_tokens < config.slots * self.facts.context_tokens
+        self._slots = Slots(self._session, self.facts, slots=config.slots + 1, capacity=self.facts.context_tokens, gives_back=bounded)
         self._spare, self._reading = config.slots, threading.Lock()  # the last slot is for texts that are only read, one at a time
         self._loop = Loop(
             Batch(self._slots, Prefixes(config.prefix_tokens), most_rows=config.slots),
@@ -132,6 +133,7 @@ class Engine:
                 logits_TV = self._loop.call(partial(self._slots.read, self._spare, chunk, start, rows=np.arange(len(chunk))))
                 following = prompt[start + 1 : start + 1 + len(chunk)]
                 answer += [scored(id, log_softmax(logits_V), top) for logits_V, id in zip(logits_TV, following, strict=False)]
+            self._loop.call(partial(self._slots.free, self._spare))
         return answer
 
     def embed(self, texts: list[list[int]]) -> np.ndarray:
@@ -142,6 +144,7 @@ class Engine:
         self._check(text)
         with self._reading:
             states = [self._loop.call(partial(self._slots.hidden, self._spare, chunk, start)) for start, chunk in self._chunks(text)]
+            self._loop.call(partial(self._slots.free, self._spare))
         mean = np.concatenate(states).mean(axis=0)
         return mean / max(float(np.linalg.norm(mean)), 1e-12)
 

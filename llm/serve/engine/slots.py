@@ -28,17 +28,21 @@ class Step:
 
 
 class Slots:
-    """The model over `slots` texts of up to `capacity` tokens. For one thread at a time."""
+    """The model over `slots` texts of up to `capacity` tokens. For one thread at a time.
 
-    def __init__(self, session: ort.InferenceSession, folder: ModelFolder, *, slots: int, capacity: int) -> None:
-        self.capacity, self.vocab_size, self._session = capacity, folder.vocab_size, session
+    Memory is taken as texts grow. With `gives_back`, what a text took is given back to the system when it leaves its slot.
+    """
+
+    def __init__(self, session: ort.InferenceSession, folder: ModelFolder, *, slots: int, capacity: int, gives_back: bool = False) -> None:
+        self.gives_back, self.capacity, self.vocab_size, self._session = gives_back, capacity, folder.vocab_size, session
         self._names = [value.name for value in self._session.get_inputs() if value.name.startswith("past_key_values.")]
         declared = next(value for value in self._session.get_inputs() if value.name == self._names[0])
         self._kind = KINDS[declared.type]
         hidden = next(value for value in self._session.get_outputs() if value.name == "hidden")
         self.width, self._hidden_kind = hidden.shape[2], KINDS[hidden.type]
         shape = (slots, folder.num_kv_heads, capacity, folder.head_dim)
-        self._buffers = [_zeros(shape, self._kind) for _ in self._names]
+        self._memory = [_memory(shape, self._kind) for _ in self._names]
+        self._buffers = [np.frombuffer(memory, self._kind).reshape(shape) for memory in self._memory]
         self._logits = np.empty((slots, self.vocab_size), np.float32)
         self._steps: dict[int, Step] = {}
 
@@ -82,11 +86,27 @@ class Slots:
         for buffer in self._buffers:
             buffer[: len(sources), :, start:end] = buffer[sources, :, start:end]
 
-    def swap(self, one: int, other: int, tokens: int) -> None:
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Let `target` hold the first tokens of `source`, which holds none from then on."""
+        self.free(target)
+        self.copy(source, target, tokens)
+        self.free(source)
+
+    def swap(self, one: int, one_tokens: int, other: int, other_tokens: int) -> None:
         """Exchange the first tokens of two slots."""
-        kept = self.keep(one, tokens)
-        self.copy(other, one, tokens)
-        self.restore(other, kept, tokens)
+        kept = self.keep(one, one_tokens)
+        self.move(other, one, other_tokens)
+        self.restore(other, kept, one_tokens)
+
+    def free(self, slot: int) -> None:
+        """The text in this slot is over: with `gives_back`, its memory goes back to the system, save pages shared with a neighbour."""
+        if not self.gives_back:
+            return
+        for memory, buffer in zip(self._memory, self._buffers, strict=True):
+            size = buffer[slot].nbytes
+            first, end = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE, (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < end:
+                memory.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def keep(self, slot: int, tokens: int) -> Kept:
         """A copy of a slot's first tokens."""
@@ -122,10 +142,9 @@ class Slots:
         return binding
 
 
-def _zeros(shape: tuple[int, ...], kind: type) -> np.ndarray:
-    """An array whose pages take memory when they are first written."""
-    count = int(np.prod(shape))
-    return np.frombuffer(mmap.mmap(-1, count * np.dtype(kind).itemsize), kind).reshape(shape)
+def _memory(shape: tuple[int, ...], kind: type) -> mmap.mmap:
+    """Zeros for an array; a page takes memory when it is first written."""
+    return mmap.mmap(-1, int(np.prod(shape)) * np.dtype(kind).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _bind_output(binding: ort.IOBinding, name: str, array: np.ndarray) -> None:

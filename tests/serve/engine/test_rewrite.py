@@ -63,7 +63,7 @@ def test_slots_are_copied_exchanged_and_kept(slots: Slots, expected: list[np.nda
     for slot in (0, 1):
         slots.read(slot, TEXTS[slot][:20].tolist(), 0)
     kept = slots.keep(0, 20)
-    slots.swap(0, 1, 20)
+    slots.swap(0, 20, 1, 20)
     slots.copy(1, 2, 20)
     slots.restore(3, kept, 20)
     logits = slots.decode(np.array([TEXTS[text][20] for text in (1, 0, 0, 0)]), np.full(4, 20))
