@@ -15,7 +15,9 @@ class EngineConfig(Section):
     variant: str = Field(default="", pattern=r"^[a-z0-9]*$", description="empty: model.onnx; else model_<variant>.onnx")
     threads: int = Field(default=0, ge=0, description="threads of one step; 0 takes all cores")
     slots: int = Field(default=16, ge=1, le=1024, description="generations that run at once")
-    kv_tokens: int = Field(default=0, ge=0, description="tokens whose keys and values fit in memory; 0: slots × context")
+    kv_tokens: int = Field(
+        default=0, ge=0, description="tokens whose keys and values fit in memory; 0: slots × context, or what 80 % of what is free holds"
+    )
     queue_requests: int = Field(default=256, ge=0, description="generations that may wait for a slot")
     prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens read between two decoding steps")
     prefix_tokens: int = Field(default=16384, ge=0, description="tokens of finished texts kept for prompts that begin alike")

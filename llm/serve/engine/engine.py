@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from llm.data.tokenizer import Tokenizer
-from llm.errors import ArtifactError, DataError
+from llm.errors import ArtifactError, CapacityError, DataError
 from llm.serve.engine.batch import Batch
 from llm.serve.engine.beams import Beams
 from llm.serve.engine.config import EngineConfig
@@ -22,13 +23,14 @@ from llm.serve.engine.loop import Loop, scored
 from llm.serve.engine.prefixes import Prefixes
 from llm.serve.engine.sampling import Guide, Sampling, log_softmax
 from llm.serve.engine.session import graph_file, open_session
-from llm.serve.engine.slots import Slots
+from llm.serve.engine.slots import Slots, token_bytes
 from llm.serve.engine.speculation import Draft
 from llm.serve.engine.text import piece_bytes
 from llm.serve.models.folder import open_folder
 
 __all__ = ["Chunk", "Engine", "EngineConfig", "Event", "Generation", "Guide", "Load", "Sampling", "Scored"]
 DEFAULTS = EngineConfig()
+FREE_SHARE = 0.8  # of the memory that nobody uses at the start
 REMEDY = "send ids of this model, and less than its context"
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,18 @@ class Load:
     slots: int
     kv_used_tokens: int
     kv_total_tokens: int
+
+
+def affordable(slots: int, context_tokens: int, *, token_bytes: int, free_bytes: int) -> int:
+    """Tokens whose keys and values may be held: a whole context in every slot, unless most of the free memory holds less.
+
+    Raises: CapacityError if that doesn't hold one context.
+    """
+    fitting = int(FREE_SHARE * free_bytes) // token_bytes
+    if fitting < context_tokens:
+        value = f"{fitting:,} tokens of {token_bytes:,} bytes fit, the context is {context_tokens:,}"
+        raise CapacityError("memory is short for keys and values", value=value, remedy="set engine.kv_tokens to what one text may need")
+    return min(slots * context_tokens, fitting)
 
 
 class Engine:
@@ -62,13 +76,15 @@ class Engine:
         self.watch: Callable[[Event], None] | None = None
         self._guides = Guides(self.tokenizer, self.pieces)
         self._session = open_session(self.facts, graph_file(config.variant), threads=config.threads)
-        bounded = 0 < config.kv_tokens < config.slots * self.facts.context_tokens
-        self._slots = Slots(self._session, self.facts, slots=config.slots + 1, capacity=self.facts.context_tokens, gives_back=bounded)
+        context, each, free = self.facts.context_tokens, token_bytes(self._session, self.facts), psutil.virtual_memory().available
+        kv_tokens = config.kv_tokens or affordable(config.slots, context, token_bytes=each, free_bytes=free)
+        bounded = kv_tokens < config.slots * context
+        self._slots = Slots(self._session, self.facts, slots=config.slots + 1, capacity=context, gives_back=bounded)
         self._spare, self._reading = config.slots, threading.Lock()  # the last slot is for texts that are only read, one at a time
         self._loop = Loop(
             Batch(self._slots, Prefixes(config.prefix_tokens), most_rows=config.slots),
             self.pieces,
-            kv_tokens=config.kv_tokens or config.slots * self.facts.context_tokens,
+            kv_tokens=kv_tokens,
             queue_requests=config.queue_requests,
             prefill_tokens=config.prefill_tokens,
             draft=self._draft(config.draft) if config.draft else None,

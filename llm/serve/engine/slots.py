@@ -35,14 +35,12 @@ class Slots:
 
     def __init__(self, session: ort.InferenceSession, folder: ModelFolder, *, slots: int, capacity: int, gives_back: bool = False) -> None:
         self.gives_back, self.capacity, self.vocab_size, self._session = gives_back, capacity, folder.vocab_size, session
-        self._names = [value.name for value in self._session.get_inputs() if value.name.startswith("past_key_values.")]
-        declared = next(value for value in self._session.get_inputs() if value.name == self._names[0])
-        self._kind = KINDS[declared.type]
+        self._names, self._kind = _caches(session)
         hidden = next(value for value in self._session.get_outputs() if value.name == "hidden")
         self.width, self._hidden_kind = hidden.shape[2], KINDS[hidden.type]
         shape = (slots, folder.num_kv_heads, capacity, folder.head_dim)
         self._memory = [_memory(shape, self._kind) for _ in self._names]
-        self._buffers = [np.frombuffer(memory, self._kind).reshape(shape) for memory in self._memory]
+        self._buffers: list[np.ndarray] = [np.frombuffer(memory, self._kind).reshape(shape) for memory in self._memory]
         self._logits = np.empty((slots, self.vocab_size), np.float32)
         self._steps: dict[int, Step] = {}
 
@@ -140,6 +138,18 @@ class Slots:
             binding.bind_input(name, "cpu", 0, self._kind, part.shape, part.ctypes.data)
             binding.bind_output(name.replace("past_key_values", "present"), "cpu", 0, self._kind, part.shape, part.ctypes.data)
         return binding
+
+
+def token_bytes(session: ort.InferenceSession, folder: ModelFolder) -> int:
+    """What the keys and values of one token take."""
+    names, kind = _caches(session)
+    return len(names) * folder.num_kv_heads * folder.head_dim * np.dtype(kind).itemsize
+
+
+def _caches(session: ort.InferenceSession) -> tuple[list[str], type]:
+    """Names of the inputs that hold keys and values, and what kind of number those are."""
+    caches = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+    return [value.name for value in caches], KINDS[caches[0].type]
 
 
 def _memory(shape: tuple[int, ...], kind: type) -> mmap.mmap:
