@@ -60,7 +60,8 @@ def near(store: Store, text: str, most: int = 20) -> list[str]:
         if artifact.ref.stage == "collect":
             ids = pq.read_table(artifact.path / "index.parquet", columns=["id"])["id"]
             found.update(ids.filter(pc.match_substring(ids, text)).to_pylist())
-            found.update(line["id"] for line in _lines(artifact.path / "quarantine.jsonl", text) if text in line["id"])
+            for name in ("dropped.jsonl", "quarantine.jsonl"):
+                found.update(line["id"] for line in _lines(artifact.path / name, text) if text in line["id"])
     return sorted(found)[:most]
 
 

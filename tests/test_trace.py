@@ -115,7 +115,7 @@ def test_every_fate_is_told_with_its_reason(tmp_path: Path) -> None:
         Station(2, "dedup/k3", "kept in train, stands for 1 more"),
     ]
     assert trace(store, "kept") == []
-    assert near(store, "e") == ["a:kept"]
+    assert near(store, "e") == ["a:kept", "a:more"]
     assert near(store, '"ü') == ['a:"ü']
     assert near(store, "a:", most=2) == ['a:"ü', "a:kept"]
 

@@ -34,7 +34,7 @@ class CollectConfig(Section):
     """Where the text comes from."""
 
     sources: tuple[Source, ...] = Field(default=(InstalledSource(),), min_length=1)
-    max_quarantined_share: float = Field(default=0.05, ge=0, le=1)
+    max_quarantined_share: float = Field(default=0.05, ge=0, le=1, description="of what the sources hold; a dead link is nothing held")
     keep_seen: bool = Field(default=False, description="keep what the last run collected and its sources no longer hold")
 
 
