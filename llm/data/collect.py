@@ -48,7 +48,7 @@ def collect(config: CollectConfig, out: Path, workshop: Workshop, previous: Path
     found = joined(batch.index for batches in by_source for batch in batches)
     _refuse_twins(found)
     kept = [batch for source, batches in zip(config.sources, by_source, strict=True) for batch in _within_quota(source, batches)]
-    seen = gone_since(previous, _known(found, out)) if config.keep_seen and previous else []
+    seen = gone_since(previous, _known(found, out), _partly_known(config)) if config.keep_seen and previous else []
     for number, path in enumerate(chosen_shards([*kept, *seen], workshop)):
         link(path, out / f"documents-{number:05d}.parquet")
     index, added = joined(batch.chosen_index for batch in kept), joined(batch.chosen_index for batch in seen)
@@ -101,6 +101,13 @@ def _known(found: pa.Table, out: Path) -> pa.Array:
     """Ids of all that the sources hold, readable or not; behind what is dropped, such as a dead link, they hold nothing."""
     with (out / "quarantine.jsonl").open(encoding="utf-8") as lines:
         return pa.array([*found["id"].to_pylist(), *(json.loads(line)["id"] for line in lines)], pa.string())
+
+
+def _partly_known(config: CollectConfig) -> set[str]:
+    """Kinds of sources of which a cap hides documents, so that one that isn't found need not be gone."""
+    capped = [source for source in config.sources if source.kind in CAPPED_WHILE_READING and (source.max_documents or source.max_bytes)]
+    capped += [source for source in config.sources if source.kind == "warc" and source.max_files]
+    return {source.kind for source in capped}
 
 
 def _account(books: Books, *, over_quota: int, seen: int) -> Books:

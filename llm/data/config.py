@@ -35,7 +35,11 @@ class CollectConfig(Section):
 
     sources: tuple[Source, ...] = Field(default=(InstalledSource(),), min_length=1)
     max_quarantined_share: float = Field(default=0.05, ge=0, le=1, description="of what the sources hold; a dead link is nothing held")
-    keep_seen: bool = Field(default=False, description="keep what the last run collected and its sources no longer hold")
+    keep_seen: bool = Field(
+        default=False,
+        description="keep what the last run collected and its sources no longer hold; not of kinds whose cap hides what they hold:"
+        " huggingface and installed with a quota, warc with max_files",
+    )
 
 
 class CleanConfig(Section):
