@@ -40,7 +40,7 @@ def collect(config: CollectConfig, out: Path, workshop: Workshop, previous: Path
     `index.parquet` has a line per document: its id, its source, and the size and hash of its text. What is no document of a
     source, such as a dead link of a crawl, goes to `dropped.jsonl`, and so does what the quotas leave out. With `keep_seen`,
     the documents of the `previous` collection that are gone from the sources come last. `log/news.json` says what has changed
-    since then.
+    since then, and how many files of which kinds are read by no source.
 
     Raises: DataError if nothing was found, two documents have one id, or more than `max_quarantined_share` is unreadable.
     """
@@ -56,7 +56,8 @@ def collect(config: CollectConfig, out: Path, workshop: Workshop, previous: Path
     with (out / "dropped.jsonl").open("a", encoding="utf-8", newline="\n") as dropped:
         dropped.writelines(json_line(over) for batch in kept for over in _over_quota(batch))
     (out / "log").mkdir()
-    write_json(out / "log" / "news.json", news(previous, index) | {"kept_though_gone": len(added)})
+    unread = {"kept_though_gone": len(added), "skipped_files": _skipped(config)}
+    write_json(out / "log" / "news.json", news(previous, index) | unread)
     books = _account(books, over_quota=len(found) - len(index), seen=len(added))
     write_json(out / "books.json", books.to_dict())
     if not books.kept:
@@ -95,6 +96,12 @@ def _over_quota(batch: Batch) -> Iterator[dict[str, str]]:
     """A line for each document that a quota leaves out."""
     for id in batch.index.filter(pa.array(~batch.chosen))["id"].to_pylist():
         yield {"id": id, "reason": "over_quota"}
+
+
+def _skipped(config: CollectConfig) -> dict[str, int]:
+    """Files that no source reads, by suffix."""
+    total = sum((files.skipped(source) for source in config.sources if source.kind == "files"), Counter[str]())
+    return dict(sorted(total.items()))
 
 
 def _known(found: pa.Table, out: Path) -> pa.Array:

@@ -191,6 +191,24 @@ def test_patterns_choose_files(tmp_path: Path) -> None:
     assert [document.text for document in documents] == ["a.md", "a.txt"]
 
 
+def test_files_that_no_source_reads_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a.txt", "b.log", "c.log.gz", "d.PNG", "LICENSE", ".hidden.log"):
+        (folder / name).write_text("text")
+    gathered(tmp_path / "all", FilesSource(path=str(folder)))
+    assert skipped_files(tmp_path / "all") == {".log": 2, ".png": 1, "no suffix": 1}
+    gathered(tmp_path / "some", FilesSource(path=str(folder), patterns=("*.txt", "*.log")))
+    assert skipped_files(tmp_path / "some") == {".log": 1}
+    gathered(tmp_path / "one", FilesSource(path=str(folder / "a.txt")))
+    assert skipped_files(tmp_path / "one") == {}
+
+
+def skipped_files(out: Path) -> dict[str, int]:
+    news: dict[str, dict[str, int]] = json.loads((out / "log" / "news.json").read_text())
+    return news["skipped_files"]
+
+
 def test_a_snapshot_changes_exactly_when_the_content_does(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()

@@ -48,7 +48,10 @@ class FilesSource(Quota, Facts):
     """
 
     kind: Literal["files"] = "files"
-    path: str = Field(min_length=1, description="local, or a URL such as s3://bucket/folder; hidden files and folders below it are skipped")
+    path: str = Field(
+        min_length=1,
+        description="local, or a URL such as s3://bucket/folder; hidden files and folders below it are skipped, links are followed",
+    )
     domain: str = "text"
     patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell; of an archive, every member is taken")
     text_field: str = Field(default="text", description="column that holds the text in a table")
