@@ -26,6 +26,14 @@ from llm.data.sources.crawl import reader as crawl
 from llm.errors import DataError
 
 CAPPED_WHILE_READING = ("huggingface", "installed")  # their caps end the reading, or count by domain
+APART = {  # how two sources of a kind come to hold different documents
+    "crawl": "make them one entry with several seeds, or keep their sites apart by include and exclude",
+    "files": "give their folders different names",
+    "huggingface": "give their folders different names, or name each split in one of them",
+    "installed": "name each domain in one of them",
+    "sql": "let their `only` choose different rows",
+    "warc": "give their folders different names",
+}
 INDEX_LINES = 10_000  # held at a time
 
 
@@ -46,7 +54,7 @@ def collect(config: CollectConfig, out: Path, workshop: Workshop, previous: Path
     """
     by_source, books = _read(config, out, workshop)
     found = joined(batch.index for batches in by_source for batch in batches)
-    _refuse_twins(found)
+    _refuse_twins(config, by_source, found)
     kept = [batch for source, batches in zip(config.sources, by_source, strict=True) for batch in _within_quota(source, batches)]
     seen = gone_since(previous, _known(found, out), _partly_known(config)) if config.keep_seen and previous else []
     for number, path in enumerate(chosen_shards([*kept, *seen], workshop)):
@@ -169,11 +177,17 @@ def _readable(found: Iterable[Document | Quarantined], books: Books, quarantine:
     index.write_table(pa.Table.from_pylist(lines, INDEX))
 
 
-def _refuse_twins(index: pa.Table) -> None:
-    ids = index["id"]
+def _refuse_twins(config: CollectConfig, by_source: list[list[Batch]], found: pa.Table) -> None:
+    ids = found["id"]
     if len(pc.unique(ids)) < len(ids):
         twin = next(each["values"] for each in pc.value_counts(ids).to_pylist() if each["counts"] > 1)
-        raise DataError("two documents have one id", value=twin, remedy="give the folders of collect.sources different names")
+        holding = [
+            number for number, batches in enumerate(by_source) if any(pc.index(batch.index["id"], twin).as_py() >= 0 for batch in batches)
+        ]
+        kind = config.sources[holding[0]].kind
+        places = " and ".join(f"collect.sources.{number} ({kind})" for number in holding)
+        remedy = APART[kind] if len(holding) > 1 else "leave one of them out there"
+        raise DataError("two documents have one id", value=f"{twin}, in {places}", remedy=remedy)
 
 
 def _defect(text: str) -> str:

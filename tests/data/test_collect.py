@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -27,7 +28,8 @@ from llm.data.config import CollectConfig
 from llm.data.document import Document, read_shards
 from llm.data.parts import Workshop
 from llm.data.sources import installed
-from llm.data.sources.config import FilesSource, HuggingFaceSource, InstalledSource, Source
+from llm.data.sources.config import FilesSource, HuggingFaceSource, InstalledSource, Source, SqlSource, WarcSource
+from llm.data.sources.warc import write_warc
 from llm.errors import DataError, RecipeError, SourceError
 
 
@@ -178,8 +180,32 @@ def test_two_folders_of_one_name_are_refused_rather_than_mixed_up(tmp_path: Path
     for parent in "ab":
         (tmp_path / parent / "corpus").mkdir(parents=True)
         (tmp_path / parent / "corpus" / "text.txt").write_text(parent)
-    with pytest.raises(DataError, match="two documents have one id"):
-        gathered(tmp_path / "out", *(FilesSource(path=str(tmp_path / parent / "corpus")) for parent in "ab"))
+    twins = [FilesSource(path=str(tmp_path / parent / "corpus")) for parent in "ab"]
+    message = (
+        r"two documents have one id: files:corpus/text\.txt, in collect\.sources\.1 \(files\) and collect\.sources\.2 \(files\);"
+        " give their folders different names"
+    )
+    with pytest.raises(DataError, match=message):
+        gathered(tmp_path / "out", FilesSource(path=str(tmp_path / "a" / "corpus" / "text.txt")), *twins)
+
+
+def test_rows_that_two_entries_choose_are_refused_with_the_remedy_of_their_kind(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "rows.db") as database:
+        database.execute("create table pages (id integer primary key, text text, site text)")
+        database.executemany("insert into pages values (?, ?, ?)", [(1, "one", "a"), (2, "two", "b")])
+    everything = SqlSource(url=f"sqlite:///{tmp_path}/rows.db", table="pages")
+    of_a, of_b = (everything.model_copy(update={"only": {"site": site}}) for site in "ab")
+    message = r"one id: sql:.*#2, in collect\.sources\.0 \(sql\) and collect\.sources\.1 \(sql\); let their `only` choose different rows"
+    with pytest.raises(DataError, match=message):
+        gathered(tmp_path / "out", everything, of_b)
+    assert [document.text for document in gathered(tmp_path / "apart", of_a, of_b)[0]] == ["one", "two"]
+
+
+def test_an_archive_that_a_list_names_twice_is_refused_where_it_stands(tmp_path: Path) -> None:
+    write_warc(tmp_path / "a.warc", [("http://a/", "text/plain", b"a page", "2026-01-31T12:00:00Z")])
+    (tmp_path / "warc.paths").write_text("a.warc\na.warc\n")
+    with pytest.raises(DataError, match=r"one id: warc:a\.warc#0, in collect\.sources\.0 \(warc\); leave one of them out there"):
+        gathered(tmp_path / "out", WarcSource(path=str(tmp_path / "warc.paths")))
 
 
 def test_patterns_choose_files(tmp_path: Path) -> None:

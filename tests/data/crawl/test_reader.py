@@ -138,3 +138,17 @@ def test_a_page_that_became_a_dead_link_is_gone_for_what_keeps_the_seen(site: Si
 def test_a_seed_that_is_a_dead_link_leaves_an_empty_corpus_that_says_so(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the corpus is empty: 0 of 1 readable \(http_404 1\)"):
         collect(CollectConfig(sources=(source_of(site),)), tmp_path, Workshop(tmp_path / "collect" / ".parts"))
+
+
+def test_a_page_that_two_crawls_reach_is_refused_with_the_remedy_of_crawls(site: Site, tmp_path: Path) -> None:
+    site.replies |= {"/": html(text="home"), "/other": html(text="other")}
+    with Site({"/": html(text="start")}) as other:
+        other.replies["/"] = html(site.url("/other"))
+        beginning = {"seeds": [other.url()], "hosts": [f"{each.host}:{each.port}" for each in (site, other)]}
+        sources = (source_of(site, "/other"), source_of(site, **beginning))
+        message = (
+            rf"one id: crawl:{site.url('/other')}, in collect\.sources\.0 \(crawl\) and collect\.sources\.1 \(crawl\);"
+            " make them one entry with several seeds, or keep their sites apart by include and exclude"
+        )
+        with pytest.raises(DataError, match=message):
+            collect(CollectConfig(sources=sources), tmp_path, Workshop(tmp_path / "collect" / ".parts"))
