@@ -41,6 +41,19 @@ class CollectConfig(Section):
         " huggingface and installed with a quota, warc with max_files",
     )
 
+    @model_validator(mode="after")
+    def _polite(self) -> CollectConfig:
+        """A host has one crawl, which knows of every request to it."""
+        crawls: dict[str, int] = {}
+        for number, source in enumerate(self.sources):
+            for host in source.beginnings if source.kind == "crawl" else ():
+                if crawls.setdefault(host, number) != number:
+                    raise ValueError(
+                        f"two crawls begin at {host}, where each would be polite for itself;"
+                        f" make collect.sources.{crawls[host]} and collect.sources.{number} one entry with several seeds"
+                    )
+        return self
+
 
 class CleanConfig(Section):
     """What cleaning does; each rule in llm/data/quality names its source."""

@@ -142,7 +142,7 @@ def test_a_seed_that_is_a_dead_link_leaves_an_empty_corpus_that_says_so(site: Si
 
 def test_a_page_that_two_crawls_reach_is_refused_with_the_remedy_of_crawls(site: Site, tmp_path: Path) -> None:
     site.replies |= {"/": html(text="home"), "/other": html(text="other")}
-    with Site({"/": html(text="start")}) as other:
+    with Site(host="127.0.0.2") as other:
         other.replies["/"] = html(site.url("/other"))
         beginning = {"seeds": [other.url()], "hosts": [f"{each.host}:{each.port}" for each in (site, other)]}
         sources = (source_of(site, "/other"), source_of(site, **beginning))
