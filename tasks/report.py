@@ -29,7 +29,9 @@ def _news(run: Run) -> list[dict[str, Any]]:
     if run.stages["data.collect"]["state"] != "computed" or not path.exists():
         return []
     news = json.loads(path.read_text(encoding="utf-8"))
-    return [{"stage": "data.collect", "reason": ", ".join(f"{news[fate]} {fate}" for fate in ("new", "changed", "gone", "same"))}]
+    facts = [f"{news[fate]} {fate}" for fate in ("new", "changed", "gone", "same")]
+    facts += [f"{count} files skipped ({suffix})" for suffix, count in news.get("skipped_files", {}).items()]
+    return [{"stage": "data.collect", "reason": ", ".join(facts)}]
 
 
 def scores(run: Run, group: str) -> None:

@@ -34,8 +34,25 @@ class CollectConfig(Section):
     """Where the text comes from."""
 
     sources: tuple[Source, ...] = Field(default=(InstalledSource(),), min_length=1)
-    max_quarantined_share: float = Field(default=0.05, ge=0, le=1)
-    keep_seen: bool = Field(default=False, description="keep what the last run collected and its sources no longer hold")
+    max_quarantined_share: float = Field(default=0.05, ge=0, le=1, description="of what the sources hold; a dead link is nothing held")
+    keep_seen: bool = Field(
+        default=False,
+        description="keep what the last run collected and its sources no longer hold; not of kinds whose cap hides what they hold:"
+        " huggingface and installed with a quota, warc with max_files",
+    )
+
+    @model_validator(mode="after")
+    def _polite(self) -> CollectConfig:
+        """A host has one crawl, which knows of every request to it."""
+        crawls: dict[str, int] = {}
+        for number, source in enumerate(self.sources):
+            for host in source.beginnings if source.kind == "crawl" else ():
+                if crawls.setdefault(host, number) != number:
+                    raise ValueError(
+                        f"two crawls begin at {host}, where each would be polite for itself;"
+                        f" make collect.sources.{crawls[host]} and collect.sources.{number} one entry with several seeds"
+                    )
+        return self
 
 
 class CleanConfig(Section):

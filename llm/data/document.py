@@ -53,6 +53,14 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a source leads to that is no document of it, and why: nothing is damaged."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """A rule's answer on one document."""
 

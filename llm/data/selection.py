@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,18 @@ def within_quota(batches: Sequence[Batch], max_documents: int | None, max_bytes:
     return [replace(batch, chosen=each) for batch, each in zip(batches, np.split(chosen, borders), strict=True)]
 
 
-def gone_since(previous: Path, present: pa.Array) -> list[Batch]:
-    """What an earlier collection holds of which the sources know no longer: its shards that have such documents."""
+def gone_since(previous: Path, present: pa.Array, partly_known: Collection[str] = ()) -> list[Batch]:
+    """What an earlier collection holds of which the sources know no longer: its shards that have such documents.
+
+    Of kinds of sources that are only `partly_known`, nothing counts as gone.
+    """
     index, batches, begin = pq.read_table(previous / "index.parquet", schema=INDEX), [], 0
     for shard in shards(previous, "documents-*.parquet"):
         lines = index.slice(begin, pq.read_metadata(shard.value).num_rows)
-        chosen = ~np.asarray(pc.is_in(lines["id"], value_set=present), bool)
+        here = pc.or_(
+            pc.is_in(lines["id"], value_set=present), pc.is_in(lines["source"], value_set=pa.array(sorted(partly_known), pa.string()))
+        )
+        chosen = ~np.asarray(here, bool)
         batches += [Batch((shard.value,), [shard.identity], lines, chosen)] if chosen.any() else []
         begin += len(lines)
     return batches

@@ -103,7 +103,8 @@ class Attempt:
         self.dog.begin("result", config.steps)
         self.log.flush()
         place = schedule.first_place(config, len(self.state.history) + 1) + self.state.guard.skipped_rows
-        result.write(self.state, self.layout, self.job.work, self.log.cost(self.state) | self.stream.realised(place))
+        read = {"rows_read": place} | self.stream.realised(place)
+        result.write(self.state, self.layout, self.job.work, self.log.cost(self.state) | read)
 
     def update(self, step: int) -> tuple[dict[str, Any], Action]:
         """One optimizer update: batch, gradient, clipping, judgement, step; what happened, and what the guard says to it.

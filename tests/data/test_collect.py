@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -27,7 +28,8 @@ from llm.data.config import CollectConfig
 from llm.data.document import Document, read_shards
 from llm.data.parts import Workshop
 from llm.data.sources import installed
-from llm.data.sources.config import FilesSource, HuggingFaceSource, InstalledSource, Source
+from llm.data.sources.config import FilesSource, HuggingFaceSource, InstalledSource, Source, SqlSource, WarcSource
+from llm.data.sources.warc import write_warc
 from llm.errors import DataError, RecipeError, SourceError
 
 
@@ -178,8 +180,32 @@ def test_two_folders_of_one_name_are_refused_rather_than_mixed_up(tmp_path: Path
     for parent in "ab":
         (tmp_path / parent / "corpus").mkdir(parents=True)
         (tmp_path / parent / "corpus" / "text.txt").write_text(parent)
-    with pytest.raises(DataError, match="two documents have one id"):
-        gathered(tmp_path / "out", *(FilesSource(path=str(tmp_path / parent / "corpus")) for parent in "ab"))
+    twins = [FilesSource(path=str(tmp_path / parent / "corpus")) for parent in "ab"]
+    message = (
+        r"two documents have one id: files:corpus/text\.txt, in collect\.sources\.1 \(files\) and collect\.sources\.2 \(files\);"
+        " give their folders different names"
+    )
+    with pytest.raises(DataError, match=message):
+        gathered(tmp_path / "out", FilesSource(path=str(tmp_path / "a" / "corpus" / "text.txt")), *twins)
+
+
+def test_rows_that_two_entries_choose_are_refused_with_the_remedy_of_their_kind(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "rows.db") as database:
+        database.execute("create table pages (id integer primary key, text text, site text)")
+        database.executemany("insert into pages values (?, ?, ?)", [(1, "one", "a"), (2, "two", "b")])
+    everything = SqlSource(url=f"sqlite:///{tmp_path}/rows.db", table="pages")
+    of_a, of_b = (everything.model_copy(update={"only": {"site": site}}) for site in "ab")
+    message = r"one id: sql:.*#2, in collect\.sources\.0 \(sql\) and collect\.sources\.1 \(sql\); let their `only` choose different rows"
+    with pytest.raises(DataError, match=message):
+        gathered(tmp_path / "out", everything, of_b)
+    assert [document.text for document in gathered(tmp_path / "apart", of_a, of_b)[0]] == ["one", "two"]
+
+
+def test_an_archive_that_a_list_names_twice_is_refused_where_it_stands(tmp_path: Path) -> None:
+    write_warc(tmp_path / "a.warc", [("http://a/", "text/plain", b"a page", "2026-01-31T12:00:00Z")])
+    (tmp_path / "warc.paths").write_text("a.warc\na.warc\n")
+    with pytest.raises(DataError, match=r"one id: warc:a\.warc#0, in collect\.sources\.0 \(warc\); leave one of them out there"):
+        gathered(tmp_path / "out", WarcSource(path=str(tmp_path / "warc.paths")))
 
 
 def test_patterns_choose_files(tmp_path: Path) -> None:
@@ -189,6 +215,24 @@ def test_patterns_choose_files(tmp_path: Path) -> None:
         (folder / name).write_text(name)
     documents, _ = gathered(tmp_path / "out", FilesSource(path=str(folder), patterns=("a.*", "b.t*")))
     assert [document.text for document in documents] == ["a.md", "a.txt"]
+
+
+def test_files_that_no_source_reads_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a.txt", "b.log", "c.log.gz", "d.PNG", "LICENSE", ".hidden.log"):
+        (folder / name).write_text("text")
+    gathered(tmp_path / "all", FilesSource(path=str(folder)))
+    assert skipped_files(tmp_path / "all") == {".log": 2, ".png": 1, "no suffix": 1}
+    gathered(tmp_path / "some", FilesSource(path=str(folder), patterns=("*.txt", "*.log")))
+    assert skipped_files(tmp_path / "some") == {".log": 1}
+    gathered(tmp_path / "one", FilesSource(path=str(folder / "a.txt")))
+    assert skipped_files(tmp_path / "one") == {}
+
+
+def skipped_files(out: Path) -> dict[str, int]:
+    news: dict[str, dict[str, int]] = json.loads((out / "log" / "news.json").read_text())
+    return news["skipped_files"]
 
 
 def test_a_snapshot_changes_exactly_when_the_content_does(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from llm.errors import DataError
 CASES: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "no file": ({}, {}, r"the corpus is empty: 0 of 0 readable; set collect\.sources"),
     "no byte": ({"a.txt": "", "b.txt": ""}, {}, r"too much can't be read: 2 of 2 \(empty 2\).*collect\.max_quarantined_share"),
-    "no byte, allowed": ({"a.txt": "", "b.txt": ""}, {"max_quarantined_share": 1}, "the corpus is empty: 0 of 2 readable"),
+    "no byte, allowed": ({"a.txt": "", "b.txt": ""}, {"max_quarantined_share": 1}, r"the corpus is empty: 0 of 2 readable \(empty 2\);"),
     "no record": ({"a.jsonl": "", "b.csv": "text\n"}, {"max_quarantined_share": 1}, "the corpus is empty"),
 }
 

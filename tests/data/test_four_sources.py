@@ -27,7 +27,7 @@ def cleaned(source: Source, home: Path, name: str) -> dict[str, str]:
     for stage in ("collect", "clean"):
         (home / name / stage).mkdir(parents=True)
     shop = Workshop(home / name / "store" / ".parts")
-    collect(CollectConfig(sources=(source,), max_quarantined_share=0.9), home / name / "collect", shop)
+    collect(CollectConfig(sources=(source,)), home / name / "collect", shop)
     clean(home / name / "collect", home / name / "clean", CleanConfig(), shop)
     return {document.url: document.text for document in read_shards(home / name / "clean")}
 

@@ -14,7 +14,8 @@ from llm.data.config import CollectConfig
 from llm.data.document import read_shards
 from llm.data.parts import Workshop
 from llm.data.sources import files
-from llm.data.sources.config import FilesSource
+from llm.data.sources.config import FilesSource, HuggingFaceSource, InstalledSource, Source, WarcSource
+from llm.data.sources.warc import write_warc
 from llm.errors import DataError
 
 TEXTS = {f"{number:03d}": f"{number} " * (1 + number % 7) for number in range(60)}
@@ -32,14 +33,14 @@ def written(folder: Path, texts: dict[str, str]) -> Path:
     return folder
 
 
-def taken(out: Path, *sources: FilesSource, shop: Workshop | None = None, **settings: Any) -> set[str]:
+def taken(out: Path, *sources: Source, shop: Workshop | None = None, **settings: Any) -> set[str]:
     """Ids that a collection of these sources holds, after its books and lists are found to agree."""
     out.mkdir()
     previous = settings.pop("previous", None)
     books = collect(CollectConfig(sources=sources, **settings), out, shop or Workshop(out.with_name(f"{out.name}-parts")), previous)
     documents = list(read_shards(out))
     index = pq.read_table(out / "index.parquet").to_pylist()
-    assert [(line["id"], line["bytes"]) for line in index] == [(each.id, len(each.text)) for each in documents]
+    assert [(line["id"], line["bytes"]) for line in index] == [(each.id, len(each.text.encode())) for each in documents]
     dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
     assert {line["reason"] for line in dropped} <= {"over_quota"}
     assert books == {
@@ -152,3 +153,38 @@ def test_what_is_over_the_quota_or_unreadable_is_not_gone(tmp_path: Path) -> Non
     second = {document.id for document in read_shards(out)}
     assert bad not in second
     assert len(second) == 20
+
+
+def capped_sources(home: Path) -> dict[str, tuple[Source, dict[str, int]]]:
+    """A source of each kind whose caps hide documents, and a smaller cap of it."""
+    (home / "set").mkdir(parents=True)
+    (home / "set" / "part.jsonl").write_text("\n".join(json.dumps({"text": f"text {number}"}) for number in range(9)))
+    (home / "archives").mkdir()
+    for number in range(4):
+        write_warc(home / "archives" / f"{number}.warc", [(f"http://a/{number}", "text/plain", b"a page", "2026-01-31T12:00:00Z")])
+    return {
+        "huggingface": (HuggingFaceSource(path=str(home / "set"), max_documents=6), {"max_documents": 2}),
+        "huggingface by bytes": (HuggingFaceSource(path=str(home / "set"), max_bytes=36), {"max_bytes": 12}),
+        "installed": (InstalledSource(domains=("docs",), max_documents=6), {"max_documents": 2}),
+        "warc": (WarcSource(path=str(home / "archives"), max_files=4), {"max_files": 2}),
+    }
+
+
+@pytest.mark.parametrize("case", ["huggingface", "huggingface by bytes", "installed", "warc"])
+def test_what_a_smaller_cap_leaves_out_is_not_taken_for_gone(tmp_path: Path, case: str) -> None:
+    source, smaller = capped_sources(tmp_path / "sources")[case]
+    gone = FilesSource(path=str(written(tmp_path / "corpus", {"a": "is gone later", "b": "stays"})))
+    first = taken(tmp_path / "1", source, gone, keep_seen=True)
+    (tmp_path / "corpus" / "a.txt").unlink()
+    second = taken(tmp_path / "2", source.model_copy(update=smaller), gone, keep_seen=True, previous=tmp_path / "1")
+    assert len(first) - 2 > len(second) - 2 == 2
+    assert {"files:corpus/a.txt", "files:corpus/b.txt"} < second < first
+
+
+def test_what_is_gone_from_a_data_set_without_a_cap_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    source = HuggingFaceSource(path=str(tmp_path / "set"))
+    for name, count in (("1", 5), ("2", 2)):
+        (tmp_path / "set" / "part.jsonl").write_text("\n".join(json.dumps({"text": f"text {number}"}) for number in range(count)))
+        previous = tmp_path / "1" if name == "2" else None
+        assert len(taken(tmp_path / name, source, keep_seen=True, previous=previous)) == 5

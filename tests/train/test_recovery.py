@@ -88,6 +88,7 @@ def recovered(make_job: JobMaker, tmp_path: Path) -> TrainJob:
 def test_steps_of_noise_in_a_row_are_done_again_with_the_rows_behind_them(recovered: TrainJob) -> None:
     state = guard_after(60, recovered.work)
     assert (state["rollbacks"], state["skipped_rows"]) == (1, 10 * BATCH)
+    assert json.loads((recovered.work / "final" / "log" / "cost.json").read_text())["rows_read"] == 70 * BATCH
     assert [record["step"] for record in history(recovered.work)] == list(range(1, 61))
     assert max(record["loss"] for record in history(recovered.work)[30:]) < 1.5
     lines = [json.loads(line) for line in (recovered.work / "metrics.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"
 
 
 def write_card(found: Mapping[str, Any], path: Path) -> None:
-    """Markdown after the metadata that hubs index.
+    """Markdown after the metadata that hubs index. It names no data files: none lie beside it, and hubs know splits by their names.
 
     Source: https://huggingface.co/docs/hub/datasets-cards; the questions are those of Gebru et al., Datasheets for datasets,
     https://arxiv.org/abs/1803.09010, as far as figures answer them.
@@ -25,9 +25,6 @@ def write_card(found: Mapping[str, Any], path: Path) -> None:
         "language": sorted(languages) or ["und"],
         "task_categories": ["text-generation"],
         "size_categories": [NAMES[sum(found["count"]["documents"] >= size for size in SIZES)]],
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": split, "path": f"{split}-*.parquet"} for split in found["rows"]["splits"]]}
-        ],
     }
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     path.write_text(f"---\n{header}---\n\n" + "\n\n".join(_sections(found)) + "\n", encoding="utf-8")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llm.config import Section
-from llm.data.audit.words import GROUPS
+from llm.data.audit.words import GROUPS, WORD
 
 
 class AuditConfig(Section):
@@ -18,7 +18,18 @@ class AuditConfig(Section):
     topics: int = Field(default=8, ge=2, description="of the topic model")
     samples: int = Field(default=3, ge=0, description="texts shown: of kept documents, and of dropped ones for each reason")
     sample_characters: int = Field(default=600, ge=50)
-    groups: dict[str, tuple[str, ...]] = Field(default=GROUPS, description="lower-case words for groups of people, by name of the group")
+    groups: dict[str, tuple[str, ...]] = Field(default=GROUPS, description="single words for groups of people, by name of the group")
     sentences_per_group: int = Field(default=200, ge=0, description="of each shard, whose sentiment is measured")
     name: str = Field(default="", description="of the corpus on its card; else the recipe's")
     license: str = Field(default="other", description="of the corpus as a whole, in the words of data set hubs")
+
+    @field_validator("groups")
+    @classmethod
+    def _single_words(cls, groups: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Texts are compared word by word, in lower case."""
+        for name, words in groups.items():
+            if strays := [word for word in words if not WORD.fullmatch(word.lower())]:
+                raise ValueError(
+                    f"{strays[0]!r} of {name} is no single word, so no text would name it; set audit.groups to words of letters only"
+                )
+        return {name: tuple(word.lower() for word in words) for name, words in groups.items()}

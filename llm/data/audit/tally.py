@@ -10,13 +10,13 @@ from typing import Any
 
 from llm.artifact import write_json
 from llm.data.audit.config import AuditConfig
+from llm.data.audit.words import WORD
 from llm.data.document import Document, read_documents
 from llm.data.hashing import share
 from llm.data.quality.code import is_code
 
 DIMENSIONS = ("language", "domain", "license", "year", "source")
 
-_word = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _sentence = re.compile(r"[^.!?\n]+[.!?]?")
 
 
@@ -36,7 +36,7 @@ def tally_shard(config: AuditConfig, shard: str, out: Path) -> dict[str, Any]:
         lengths[str(len(document.text).bit_length() - 1)] += 1
         for name, value in facts(document).items():
             sizes[name][value] += size
-        words = Counter(groups[word] for word in _word.findall(document.text.lower()) if word in groups)
+        words = Counter(groups[word] for word in WORD.findall(document.text.lower()) if word in groups)
         named.update(words.keys())
         said.update(words)
         if words and not is_code(document):
@@ -66,7 +66,7 @@ def facts(document: Document) -> dict[str, str]:
 def about(text: str, groups: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(group, sentence) for every sentence that names a group."""
     for sentence in _sentence.findall(text):
-        for name in sorted({groups[word] for word in _word.findall(sentence.lower()) if word in groups}):
+        for name in sorted({groups[word] for word in WORD.findall(sentence.lower()) if word in groups}):
             yield name, sentence.strip()[:500]
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")  # what is compared with them, in lower case
+
 # In the manner of the terms that GPT-3 and The Pile counted: https://arxiv.org/abs/2005.14165, 6.2; https://arxiv.org/abs/2101.00027, 6.2.
 GROUPS: dict[str, tuple[str, ...]] = {
     "women": ("she", "her", "hers", "woman", "women", "girl", "girls", "female", "mother", "daughter", "sister", "wife"),

@@ -33,7 +33,14 @@ class Quota(Section):
     max_bytes: int | None = Field(default=None, ge=1, description="of text")
 
 
-class FilesSource(Quota):
+class Facts(Section):
+    """What holds for documents of a source that don't say it themselves."""
+
+    license: str = Field(default="", description="of documents that name none, such as MIT or CC-BY-4.0")
+    language: str = Field(default="", description="of documents that name none, such as en; by default, cleaning looks at the text")
+
+
+class FilesSource(Quota, Facts):
     """Text files in a folder, or one file, on disk or wherever fsspec reaches.
 
     .txt .md .rst .html .csv .tsv .jsonl .ndjson .parquet .arrow .feather .py and other programs, each also as .gz .bz2 .xz
@@ -41,7 +48,10 @@ class FilesSource(Quota):
     """
 
     kind: Literal["files"] = "files"
-    path: str = Field(min_length=1, description="local, or a URL such as s3://bucket/folder; hidden files and folders below it are skipped")
+    path: str = Field(
+        min_length=1,
+        description="local, or a URL such as s3://bucket/folder; hidden files and folders below it are skipped, links are followed",
+    )
     domain: str = "text"
     patterns: tuple[str, ...] = Field(default=("*",), description="file names to take, as in a shell; of an archive, every member is taken")
     text_field: str = Field(default="text", description="column that holds the text in a table")
@@ -50,7 +60,7 @@ class FilesSource(Quota):
     limits: Limits = Limits()
 
 
-class WarcSource(Quota):
+class WarcSource(Quota, Facts):
     """Pages of web archives: a .warc or .wet file, a folder of them, or a list of them such as Common Crawl's warc.paths.gz."""
 
     kind: Literal["warc"] = "warc"
@@ -68,7 +78,7 @@ class WarcSource(Quota):
     limits: Limits = Limits()
 
 
-class SqlSource(Quota):
+class SqlSource(Quota, Facts):
     """Rows of a table or view of SQLite or PostgreSQL, one document each."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -114,7 +124,7 @@ def _has_password(url: str) -> bool:
     return ":" in account or any("password" in name.lower() for name, _ in parse_qsl(query, keep_blank_values=True))
 
 
-class HuggingFaceSource(Section):
+class HuggingFaceSource(Facts):
     """A data set read through `datasets`: a local folder (path starts with / . or ~) or a hub id at a pinned commit."""
 
     kind: Literal["huggingface"] = "huggingface"
@@ -143,7 +153,7 @@ class HuggingFaceSource(Section):
         return self
 
 
-class InstalledSource(Section):
+class InstalledSource(Facts):
     """The standard library's source (code) and the documentation of installed packages (docs)."""
 
     kind: Literal["installed"] = "installed"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -16,10 +17,11 @@ from llm.data.sources.formats import ISOLATED, READERS, read_file, readable
 from llm.data.sources.isolation import ReaderProcess
 from llm.data.sources.limits import Budget
 from llm.data.sources.opened import BUFFER_BYTES, Opened, kind
-from llm.data.sources.storage import Stored, identified, identity, opened, refuse_changed, stored
+from llm.data.sources.storage import Stored, identified, identity, once, opened, refuse_changed, stored
 from llm.errors import RecipeError
 
 PIECE_BYTES, PIECE_FILES = 32_000_000, 10_000
+ANY = ("*",)
 
 Found = Iterator[Document | Quarantined]
 
@@ -78,15 +80,37 @@ def _buffered(stream: Any) -> BinaryIO:
 
 
 def _files(source: FilesSource) -> list[Stored]:
-    """Every file that the source covers, by name.
+    """Every file that the source covers, by name, and each once.
 
-    Raises: SourceError if the path is missing; RecipeError if it is one file of an unknown kind.
+    Raises: SourceError if the path is missing; RecipeError if it is one file of an unknown kind, or its patterns choose only such files.
     """
-    files = stored(source.path)
+    files = _chosen(source)
     single = len(files) == 1 and "/" not in files[0].name
     if single and not readable(files[0].name):
         raise RecipeError("unknown kind of file", value=files[0].name, remedy=f"set collect.sources.path to one of {' '.join(READERS)}")
-    if single:
+    found = [file for file in files if readable(file.name)]
+    if files and not found and source.patterns != ANY:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(_suffixes(files).items()))
+        remedy = f"set collect.sources.patterns to files of {' '.join(READERS)}, or rename these"
+        raise RecipeError("no file that the patterns choose can be read", value=f"{' '.join(source.patterns)}, {kinds}", remedy=remedy)
+    return once(found)
+
+
+def skipped(source: FilesSource) -> Counter[str]:
+    """How many files are left out since their kind can't be read, by suffix; hidden ones, and what the patterns leave out, aside."""
+    return _suffixes(file for file in _chosen(source) if not readable(file.name))
+
+
+def _chosen(source: FilesSource) -> list[Stored]:
+    """The files that the patterns choose, readable or not; the one file whatever its name.
+
+    Raises: SourceError if the path is missing.
+    """
+    files = stored(source.path)
+    if len(files) == 1 and "/" not in files[0].name:
         return files
-    matching = (file for file in files if any(fnmatch(PurePosixPath(file.name).name, pattern) for pattern in source.patterns))
-    return [file for file in matching if readable(file.name)]
+    return [file for file in files if any(fnmatch(PurePosixPath(file.name).name, pattern) for pattern in source.patterns)]
+
+
+def _suffixes(files: Iterable[Stored]) -> Counter[str]:
+    return Counter(kind(file.name)[0] or "no suffix" for file in files)

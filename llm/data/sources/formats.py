@@ -88,8 +88,9 @@ def _bytes(file: Opened) -> bytes:
 
 
 def _document(file: Opened, text: str, language: str = "", **meta: Any) -> Document:
-    meta["path"] = file.name
-    return Document(file.id, text, "files", domain=file.source.domain, language=language, created=file.created, meta=meta)
+    meta["path"], source = file.name, file.source
+    told = {"domain": source.domain, "language": language or source.language, "license": source.license}
+    return Document(file.id, text, "files", created=file.created, meta=meta, **told)
 
 
 Reader = Callable[[Opened], Found]

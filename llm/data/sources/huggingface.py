@@ -75,7 +75,7 @@ def read(source: HuggingFaceSource, piece: Numbered) -> Iterator[Document | Quar
 
 def _of_file(source: HuggingFaceSource, path: str, start: int) -> Iterator[Document | Quarantined]:
     """The records of a file of a local data set."""
-    settings = source.model_dump(include={"text_field", "text_format", "domain"})
+    settings = source.model_dump(include={"text_field", "text_format", "domain", "license", "language"})
     listed = identified([Stored(Path(path).name, path, Path(path).stat().st_size)])
     found = files.read(FilesSource(path=path, limits=Limits(max_document_bytes=source.max_document_bytes), **settings), listed)
     for number, each in enumerate(found, start):

@@ -56,7 +56,8 @@ def read(source: InstalledSource, piece: None) -> Iterator[Document | Quarantine
         except UnicodeDecodeError:
             yield Quarantined(each.id, "undecodable")
             continue
-        yield Document(id=each.id, text=text, source=source.kind, domain=each.domain, **each.facts)
+        told = {"language": source.language, "license": source.license}
+        yield Document(id=each.id, text=text, source=source.kind, domain=each.domain, **told | each.facts)
 
 
 def _chosen(source: InstalledSource) -> list[Candidate]:

@@ -25,7 +25,8 @@ def record_document(
     if not all(map(_writable, facts.values())):
         return Quarantined(id, "lone_surrogate")
     meta = (meta or {}) | ({"format": "html"} if source.text_format == "html" else {})
-    return Document(id=id, text=text, source=source.kind, meta=meta, **{"domain": source.domain} | facts)
+    told = {"domain": source.domain, "language": source.language, "license": source.license}
+    return Document(id=id, text=text, source=source.kind, meta=meta, **told | facts)
 
 
 def _max_bytes(source: TableSource) -> int:

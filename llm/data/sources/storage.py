@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,9 +42,23 @@ def is_remote(path: str) -> bool:
 def stored(path: str) -> list[Stored]:
     """The files below a folder, or the one file, by name. What is hidden below the folder (.git, .venv, the store) isn't text.
 
+    Links to folders are followed, and no folder is met twice.
+
     Raises: SourceError if nothing is there, or some of it can't be reached; DependencyError if the storage's driver isn't installed.
     """
     return sorted(_remote(path) if is_remote(path) else _local(path), key=lambda each: each.name)
+
+
+def once(files: list[Stored]) -> list[Stored]:
+    """The same without links to a file that is listed under its own name, or by an earlier link."""
+    links = {file.name for file in files if not file.mark and os.path.islink(file.place)}
+    if not links:
+        return files
+    targets: dict[str, str] = {}
+    for file in sorted(files, key=lambda each: each.name in links):
+        targets.setdefault(file.place if file.mark else os.path.realpath(file.place), file.name)
+    chosen = set(targets.values())
+    return [file for file in files if file.name in chosen]
 
 
 def each_stored(named: list[tuple[str, str]]) -> list[Stored]:
@@ -163,9 +178,17 @@ def _local(path: str) -> list[Stored]:
 
 
 def _below(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root, onerror=_unreadable):
-        subfolders[:] = [each for each in subfolders if not each.startswith(".")]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+    """What lies below a folder itself, then what links to folders lead to; in each folder once, so in no circle."""
+    waiting, seen = deque([root]), set[str]()
+    while waiting:
+        for folder, subfolders, names in os.walk(waiting.popleft(), onerror=_unreadable):
+            if (real := os.path.realpath(folder)) in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(each for each in subfolders if not each.startswith("."))
+            waiting.extend(path for each in subfolders if (path := Path(folder, each)).is_symlink())  # which os.walk leaves out
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def _unreadable(error: OSError) -> None:

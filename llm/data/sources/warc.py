@@ -113,7 +113,8 @@ def _page(source: WarcSource, name: str, record: _Record, budget: Budget) -> Doc
     form, confidence = PAGES[content_type], source.min_encoding_confidence
     text = decoded_page(body, charset, confidence) if form == "html" or charset else decoded(body, confidence)
     meta = {"path": name, "format": form}
-    return Document(record.id, text, "warc", url=record.url, domain=source.domain, created=record.created, meta=meta)
+    told = {"domain": source.domain, "language": source.language, "license": source.license}
+    return Document(record.id, text, "warc", url=record.url, created=record.created, meta=meta, **told)
 
 
 def _body(answer: WarcRecord, max_bytes: int) -> bytes:

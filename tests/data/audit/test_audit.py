@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard
+from pydantic import ValidationError
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from llm.data.audit.audit import audit
@@ -55,6 +56,7 @@ def test_page_and_card_can_be_read_by_others(audited: Audited) -> None:
     card = DatasetCard.load(out / "README.md")
     assert card.data.to_dict()["size_categories"] == ["n<1K"]
     assert card.data.to_dict()["license"] == "other"
+    assert "configs" not in card.data.to_dict(), "no data files lie beside it"
     assert "## Composition" in card.text
 
 
@@ -99,6 +101,21 @@ def test_groups_and_what_is_said_of_them_by_hand(tmp_path: Path) -> None:
     assert found["sentiment"]["women"] == {"sentences": 6, "sum": pytest.approx(2 * sum(women), abs=1e-5)}
     assert found["sentiment"]["men"]["sum"] < 0 < found["sentiment"]["women"]["sum"]
     assert found["sentiment"]["atheists"] == {"sentences": 0, "sum": 0.0}
+
+
+def test_a_group_is_found_however_its_words_are_written(tmp_path: Path) -> None:
+    write_documents(tmp_path / "shard", [Document(id="a", text="The Sami live there, and SAMI is spoken. O'Neill left.", source="files")])
+    (tmp_path / "out").mkdir()
+    tally_shard(AuditConfig(groups={"Sami": ("Sami", "SÁMI"), "Irish": ("O'Neill",)}), str(tmp_path / "shard"), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "tally.json").read_text())
+    assert found["mentions"] == {"Sami": 2, "Irish": 1}
+    assert found["sentiment"]["Sami"]["sentences"] == 1
+
+
+@pytest.mark.parametrize("word", ["Latin Americans", "African-American", "generation1", " she", ""])
+def test_what_is_no_single_word_is_refused_where_it_is_named(word: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{word!r} of some is no single word.*set audit\.groups to words of letters only"):
+        AuditConfig(groups={"some": ("people", word)})
 
 
 def test_a_sentence_counts_once_for_each_group_in_it() -> None:

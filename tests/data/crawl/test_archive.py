@@ -79,7 +79,7 @@ def test_a_crawl_killed_again_and_again_asks_for_no_archived_page_twice(
     baseline.mkdir()
     books = collect(config, baseline, Workshop(tmp_path / "elsewhere" / ".parts"))
     assert books["kept"] > 80
-    assert books["quarantined"] == {"http_404": 1}
+    assert (books["dropped"], books["quarantined"]) == ({"http_404": 1}, {})
 
     draw = random.Random(0)
     kills = 0
@@ -97,7 +97,7 @@ def test_a_crawl_killed_again_and_again_asks_for_no_archived_page_twice(
         assert code == -signal.SIGKILL
         kills += 1
     assert kills >= least_kills
-    names = ("index.parquet", "quarantine.jsonl", "books.json", "documents-00000.parquet")
+    names = ("index.parquet", "dropped.jsonl", "quarantine.jsonl", "books.json", "documents-00000.parquet")
     assert [(out / name).read_bytes() for name in names] == [(baseline / name).read_bytes() for name in names]
 
 
@@ -134,7 +134,7 @@ def test_the_next_period_asks_only_for_what_has_changed(site: Site, tmp_path: Pa
         assert archive.find("page", site.url("/gone")) is None
 
 
-def test_a_page_that_is_gone_is_quarantined_where_it_is_still_linked(site: Site, tmp_path: Path) -> None:
+def test_a_page_that_is_gone_is_dropped_where_it_is_still_linked(site: Site, tmp_path: Path) -> None:
     site.replies |= {"/": html("/gone"), "/gone": html()}
     assert set(crawled(source_of(site, as_of="monday"), tmp_path)[0]) == {"/", "/gone"}
     site.replies["/gone"] = status(410)

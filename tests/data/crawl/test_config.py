@@ -31,3 +31,16 @@ def test_a_recipe_can_name_a_crawl() -> None:
 def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CrawlSource(**settings)
+
+
+def test_two_crawls_of_one_host_are_refused() -> None:
+    def crawls(*beginnings: dict[str, list[str]]) -> CollectConfig:
+        sources = [{"kind": "crawl", **beginning} for beginning in beginnings]
+        return CollectConfig.model_validate({"sources": [{"kind": "installed"}, *sources]})
+
+    manual = {"seeds": ["https://docs.example.org/manual/", "https://docs.example.org/"]}
+    message = r"begin at docs\.example\.org, .*; make collect\.sources\.1 and collect\.sources\.3 one entry with several seeds"
+    for same in ({"seeds": ["http://DOCS.example.org:8080/blog/"]}, {"sitemaps": ["https://docs.example.org/s.xml"]}):
+        with pytest.raises(ValidationError, match=message):
+            crawls(manual, {"seeds": ["https://example.org/"]}, same)
+    assert len(crawls(manual, {"seeds": ["https://example.org/"]}).sources) == 3

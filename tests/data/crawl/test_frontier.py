@@ -125,7 +125,7 @@ def test_redirects_are_followed_to_one_document(site: Site, tmp_path: Path) -> N
     assert len(site.asked("/new")) == 1
 
 
-def test_redirects_that_lead_nowhere_are_quarantined(site: Site, tmp_path: Path) -> None:
+def test_redirects_that_lead_nowhere_are_named(site: Site, tmp_path: Path) -> None:
     site.replies["/"] = html("/a", "/self", "/0", "/away", "/odd", "/none", "/six0")
     site.replies |= {"/a": redirect("/b"), "/b": redirect("/a"), "/self": redirect("/self"), "/away": redirect("http://example.org/")}
     site.replies |= {"/odd": redirect("file:///etc/passwd"), "/none": redirect("http://user:word@127.0.0.1/")}
@@ -140,7 +140,7 @@ def test_redirects_that_lead_nowhere_are_quarantined(site: Site, tmp_path: Path)
     assert {request.path for request in site.log if request.path[1:].isdigit()} == set(endless)
 
 
-def test_what_is_no_page_is_quarantined_with_its_reason(site: Site, tmp_path: Path) -> None:
+def test_what_is_no_page_is_named_with_its_reason(site: Site, tmp_path: Path) -> None:
     site.replies["/"] = html("/gone", "/data", "/notes", "/secret", "/large", "/nothing")
     site.replies |= {"/data": page(b"{}", "application/json"), "/notes": page(b"plain", "text/plain"), "/large": b"x" * 2001}
     site.replies["/nothing"] = page(b"\xff\xfe\x00", "application/octet-stream")

@@ -55,22 +55,24 @@ def crawl_of(site: Site, begin: Iterable[str]) -> CrawlSource:
     return CrawlSource(seeds=[site.url(path) for path in begin], allow_networks=LOOPBACK, as_of="now", **limits)
 
 
-def documents_of(source: CrawlSource, home: Path) -> tuple[dict[str, Document], dict[str, int]]:
-    """Documents by path and the books of a collect with this source."""
+def documents_of(source: CrawlSource, home: Path) -> tuple[dict[str, Document], dict[str, int], dict[str, int]]:
+    """Documents by path, and what a collect with this source drops and quarantines, by reason."""
     (home / "out").mkdir(parents=True)
-    books = collect(CollectConfig(sources=(source,), max_quarantined_share=0.9), home / "out", Workshop(home / "collect" / ".parts"))
-    assert books["read"] == books["kept"] + sum(books["quarantined"].values())
-    return {urlsplit(document.url).path: document for document in read_shards(home / "out")}, books["quarantined"]
+    books = collect(CollectConfig(sources=(source,)), home / "out", Workshop(home / "collect" / ".parts"))
+    dropped, quarantined = books["dropped"], books["quarantined"]
+    assert books["read"] == books["kept"] + sum(dropped.values()) + sum(quarantined.values())
+    return {urlsplit(document.url).path: document for document in read_shards(home / "out")}, dropped, quarantined
 
 
 def assert_all_is_found(folder: Path, begin: Sequence[str], home: Path, *, least: int) -> None:
     with Site(folder_site(folder, ".html", ".txt")) as site:
-        documents, quarantined = documents_of(crawl_of(site, begin), home)
+        documents, dropped, quarantined = documents_of(crawl_of(site, begin), home)
         assert len(site.log) == len({request.path for request in site.log})
         assert site.most_in_flight <= 8
     pages, _ = reachable(folder, begin)
     assert set(documents) == {path for path in pages if (folder / unquote(path)[1:]).read_text("utf-8", "replace").strip()}
-    assert set(quarantined) <= {"http_404", "empty"}
+    assert set(dropped) <= {"http_404"}
+    assert set(quarantined) <= {"empty"}
     assert len(documents) >= least
     assert all(document.text.encode() == (folder / unquote(path)[1:]).read_bytes() for path, document in documents.items())
 

@@ -59,7 +59,7 @@ def test_pages_of_a_sitemap_obey_scope_and_robots(site: Site, tmp_path: Path) ->
     assert (set(documents), reasons) == ({"/a"}, {"/closed": "robots_disallowed"})
 
 
-def test_a_sitemap_that_cannot_be_used_is_quarantined(site: Site, tmp_path: Path) -> None:
+def test_a_sitemap_that_cannot_be_used_is_named_with_its_reason(site: Site, tmp_path: Path) -> None:
     bomb, cut = gzip.compress(bytes(30 * 2**20)), gzip.compress(urlset("http://a/"))[:-9]
     site.replies |= {"/": html(), "/bomb.gz": page(bomb, "application/gzip"), "/cut.gz": page(cut, "application/gzip")}
     names = ["/bomb.gz", "/cut.gz", "/missing.xml"]

@@ -121,6 +121,53 @@ def test_hidden_files_and_folders_are_no_text(tmp_path: Path, place: str) -> Non
     assert not quarantined
 
 
+def linked(folder: Path, names: dict[str, str]) -> None:
+    """Links below a folder, by what they lead to."""
+    for name, target in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(target)
+
+
+def test_links_are_followed_and_lead_to_each_file_once(tmp_path: Path) -> None:
+    for name in ("corpus/own/a.txt", "corpus/.git/b.txt", "elsewhere/c.txt", "elsewhere/.d.txt", "elsewhere/deep/e.txt", "single.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    linked(
+        tmp_path / "corpus", {"aside": "../elsewhere", "again": "../elsewhere", "before": "own", "own/up": "..", ".hidden": "../elsewhere"}
+    )
+    linked(tmp_path / "elsewhere", {"deep/round": "../../corpus", "nowhere": "missing"})
+    linked(tmp_path / "corpus", {"a-copy.txt": "own/a.txt", "x.txt": "../single.txt", "y.txt": "../single.txt", "gone.txt": "missing.txt"})
+    documents, quarantined = found(FilesSource(path=str(tmp_path / "corpus")))
+    assert {id.removeprefix("files:corpus/"): document.text for id, document in documents.items()} == {
+        "own/a.txt": "corpus/own/a.txt",
+        "again/c.txt": "elsewhere/c.txt",
+        "again/deep/e.txt": "elsewhere/deep/e.txt",
+        "x.txt": "single.txt",
+    }
+    assert not quarantined
+    chosen, _ = found(FilesSource(path=str(tmp_path / "corpus"), patterns=("*copy*",)))
+    assert [*chosen] == ["files:corpus/a-copy.txt"], "the link is what the pattern names"
+
+
+def test_a_link_gives_a_kind_to_a_file_whose_own_name_has_none(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0123").write_text("as a cache keeps it")
+    linked(tmp_path, {"snapshot/readme.md": "../blobs/0123"})
+    documents, _ = found(FilesSource(path=str(tmp_path)))
+    assert [document.text for document in documents.values()] == ["as a cache keeps it"]
+
+
+def test_patterns_that_choose_only_what_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    for name in ("a.log", "b.log.gz", "README", "c.txt"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(
+        RecipeError, match=r"no file .* can be read: \*\.log\* README, \.log 2, no suffix 1; set collect\.sources\.patterns"
+    ):
+        files.snapshot(FilesSource(path=str(tmp_path), patterns=("*.log*", "README")))
+    assert len(found(FilesSource(path=str(tmp_path), patterns=("*.log", "*.txt")))[0]) == 1
+    assert found(FilesSource(path=str(tmp_path), patterns=("*.none",))) == ({}, {})
+
+
 @contextlib.contextmanager
 def powerless() -> Iterator[None]:
     """As a user whom the permissions of files bind."""

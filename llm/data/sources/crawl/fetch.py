@@ -22,6 +22,15 @@ REDIRECTS = {301, 302, 303, 307, 308}
 BUSY = {"http_429", "http_503"}  # the host, not the page, asks for time
 HEALING = BUSY | {"timeout", "unreachable", "http_408", "http_500", "http_502", "http_504"}
 UNASKED = {"host_given_up", "robots_unreachable"}  # because of what time may heal
+NO_PAGE = {  # what a link leads to that isn't broken either; beside it, what a server answers with 3xx and 4xx for good
+    "content_type",
+    "redirect_loop",
+    "redirect_not_followed",
+    "redirect_refused",
+    "robots_delay_too_long",
+    "robots_disallowed",
+    "too_many_redirects",
+}
 PATIENCE_SECONDS = 5  # before the rate of a response is judged
 DRAINED_BYTES = 65_536  # of a body that nobody wants, so that its connection can be used again
 
@@ -171,6 +180,16 @@ def may_heal(reason: str) -> bool:
         (True, True, False)
     """
     return reason in HEALING | UNASKED | {"too_slow"} or reason.startswith("http_5")
+
+
+def is_no_page(reason: str) -> bool:
+    """Whether there is no page for this crawl behind a URL, rather than one that is damaged, too costly or out of reach.
+
+    Example:
+        >>> is_no_page("http_404"), is_no_page("robots_disallowed"), is_no_page("http_503"), is_no_page("too_large")
+        (True, True, False, False)
+    """
+    return reason in NO_PAGE or (reason.startswith("http_") and not may_heal(reason))
 
 
 def _unicode(value: str) -> str:

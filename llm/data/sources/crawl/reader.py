@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llm.artifact import sha256_of
-from llm.data.document import Document, Quarantined
+from llm.data.document import Document, Dropped, Quarantined
 from llm.data.parts import Piece
 from llm.data.sources.crawl.archive import Archive
 from llm.data.sources.crawl.config import CrawlSource
-from llm.data.sources.crawl.fetch import Answer, Fetcher, may_heal
+from llm.data.sources.crawl.fetch import Answer, Fetcher, is_no_page, may_heal
 from llm.data.sources.crawl.frontier import crawl
 from llm.data.sources.crawl.pages import HTML, media_type, page_text
 from llm.data.sources.crawl.urls import canonical
@@ -44,8 +44,10 @@ def pieces(source: CrawlSource, home: Path) -> list[Piece]:
     return [Piece((str(archive), observed["as_of"]), observed)]
 
 
-def read(source: CrawlSource, piece: tuple[str, str]) -> Iterator[Document | Quarantined]:
+def read(source: CrawlSource, piece: tuple[str, str]) -> Iterator[Document | Dropped | Quarantined]:
     """Crawl, or continue a crawl, then its pages by URL. Ids are `crawl:<url>`.
+
+    What is no page of these sites, such as a dead link, is dropped; a page that is damaged or could not be reached is quarantined.
 
     Raises: SourceError if more than `max_unreachable_share` failed for reasons that time may heal. A repetition then asks for these
     only, since the archive holds the rest; documents without them would count as the whole period.
@@ -56,7 +58,7 @@ def read(source: CrawlSource, piece: tuple[str, str]) -> Iterator[Document | Qua
         unreachable = {url: reason for url, reason in outcomes.items() if may_heal(reason)}
         _refuse_outage(source, outcomes, unreachable)
         for url, reason in sorted(outcomes.items()):
-            yield Quarantined(f"crawl:{url}", reason) if reason else _page(source, archive, url)
+            yield _pageless(url, reason) if reason else _page(source, archive, url)
         archive.forget_other_periods("page", keep=unreachable)
 
 
@@ -79,6 +81,10 @@ def _refuse_outage(source: CrawlSource, outcomes: dict[str, str], unreachable: d
             value=f"{len(unreachable)} of {len(outcomes)} URLs ({reasons}), first {min(unreachable)}",
             remedy="repeat the command later, it asks for these only; or raise max_unreachable_share of this source",
         )
+
+
+def _pageless(url: str, reason: str) -> Dropped | Quarantined:
+    return Dropped(f"crawl:{url}", reason) if is_no_page(reason) else Quarantined(f"crawl:{url}", reason)
 
 
 def _page(source: CrawlSource, archive: Archive, url: str) -> Document | Quarantined:
