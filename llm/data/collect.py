@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -18,7 +19,7 @@ from llm.artifact import write_json
 from llm.data.config import CollectConfig
 from llm.data.document import Books, Document, Dropped, Quarantined, concatenate, defect, json_line, write_shards
 from llm.data.news import news
-from llm.data.parts import Piece, Workshop, link
+from llm.data.parts import Part, Piece, Workshop, link, one_by_one
 from llm.data.selection import INDEX, Batch, all_of, chosen_shards, gone_since, joined, within_quota
 from llm.data.sources import files, huggingface, installed, sql, warc
 from llm.data.sources.config import Source
@@ -26,6 +27,7 @@ from llm.data.sources.crawl import reader as crawl
 from llm.errors import DataError
 
 CAPPED_WHILE_READING = ("huggingface", "installed")  # their caps end the reading, or count by domain
+ANYWHERE = {"files", "warc"}  # the others need what this machine has: variables, packages, a folder to work in, one place to be polite from
 APART = {  # how two sources of a kind come to hold different documents
     "crawl": "make them one entry with several seeds, or keep their sites apart by include and exclude",
     "files": "give their folders different names",
@@ -81,13 +83,23 @@ def _read(config: CollectConfig, out: Path, workshop: Workshop) -> tuple[list[li
     Raises: DataError if more than `max_quarantined_share` is unreadable.
     """
     pieces = [[_piece(source, piece) for piece in READERS[source.kind].pieces(source, workshop.folder.parent)] for source in config.sources]
-    parts = workshop.made("read", read_piece, [piece for each in pieces for piece in each])
+    by_source = _made(config.sources, pieces, workshop)
+    parts = [part for each in by_source for part in each]
     for name in ("dropped.jsonl", "quarantine.jsonl"):
         concatenate((part.path / name for part in parts), out / name)
     books = Books.sum(part.counts for part in parts)
     _refuse_dirt(config, books, out)
-    waiting = iter(parts)
-    return [[all_of(part) for part in islice(waiting, len(each))] for each in pieces], books
+    return [[all_of(part) for part in each] for each in by_source], books
+
+
+def _made(sources: Sequence[Source], pieces: Sequence[Sequence[Piece]], workshop: Workshop) -> list[list[Part]]:
+    """The pieces of each source, read: those that any machine can read on all of them, the others by this process."""
+    made: dict[int, list[Part]] = {}
+    for shop, chosen in ((workshop, ANYWHERE), (replace(workshop, spread=one_by_one), READERS.keys() - ANYWHERE)):
+        here = [number for number, source in enumerate(sources) if source.kind in chosen]
+        waiting = iter(shop.made("read", read_piece, [piece for number in here for piece in pieces[number]]))
+        made |= {number: list(islice(waiting, len(pieces[number]))) for number in here}
+    return [made[number] for number in range(len(sources))]
 
 
 def _piece(source: Source, piece: Piece) -> Piece:
