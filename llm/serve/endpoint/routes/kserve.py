@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import ASKING, READING, Answer, errors
 from llm.serve.endpoint.errors import ApiError
-from llm.serve.endpoint.generate import Submitted, gathered, prompt_ids, start
+from llm.serve.endpoint.generate import Submitted, gathered, start
 from llm.serve.endpoint.requests import GenerationRequest, RequestModel
 from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.visit import Visit, visit_of
@@ -169,9 +169,9 @@ def kserve(service: Service) -> APIRouter:
 def _start(service: Service, visit: Visit, model: str, body: InferRequest, timeout_seconds: float | None) -> Submitted:
     served = service.lease(model, visit)
     settings = _settings(model, body.parameters)
-    prompts = [prompt_ids(served.engine, text, param="inputs") for text in body.inputs[0].data]
     max_tokens = DEFAULT_TOKENS if settings.max_tokens is None else settings.max_tokens
-    return start(service, served, visit, settings, prompts, max_tokens=max_tokens, timeout_seconds=timeout_seconds)
+    texts = body.inputs[0].data
+    return start(service, served, visit, settings, texts, max_tokens=max_tokens, timeout_seconds=timeout_seconds, param="inputs")
 
 
 def _settings(model: str, parameters: dict[str, Scalar]) -> GenerationRequest:
