@@ -22,6 +22,7 @@ from llm.serve.endpoint.wire import StrictRoute, TimeoutSeconds
 
 INPUT, OUTPUT = "text_input", "text_output"
 DEFAULT_TOKENS = 16
+MAX_TEXTS = 1_024
 Scalar = bool | int | float | str
 
 
@@ -91,7 +92,7 @@ class InputTensor(RequestModel):
     name: Literal["text_input"]
     shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1, max_length=2)
     datatype: Literal["BYTES"]
-    data: list[str] = Field(min_length=1)
+    data: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
     parameters: dict[str, Scalar] = Field(default={}, max_length=32, description="accepted; changes nothing")
 
     @model_validator(mode="after")
