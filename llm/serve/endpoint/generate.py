@@ -136,8 +136,8 @@ def start(
     wanted = _wanted_tokens(engine, read, max_tokens)
     submitted = Submitted(served, visit, read, visit.record.generations)
     visit.record.prompt_tokens = submitted.prompt_tokens
-    visit.cleanup.callback(lambda: _report(service, submitted))
     seconds, client = service.patience_seconds(timeout_seconds), visit.record.key or visit.client
+    visit.cleanup.callback(lambda: _report(service, submitted, hurried=seconds < service.settings.limits.request_seconds))
     for prompt in read:
         for choice in range(body.candidates):
             sampling = body.sampling(max_tokens=wanted, choice=choice)
@@ -167,13 +167,14 @@ def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | N
     return wanted
 
 
-def _report(service: Service, submitted: Submitted) -> None:
+def _report(service: Service, submitted: Submitted, *, hurried: bool) -> None:
     """Tell the catalogue how the model did, unless the request ended before that showed.
 
-    A deadline that passes in the queue says nothing of the model; one that passes without a token from a slot does.
+    A deadline that passes in the queue says nothing of the model, nor does one that the client chose (`hurried`); the
+    server's own, if it passes without a token from a slot, does.
     """
     first_token_seconds = submitted.visit.record.first_token_seconds
-    failed = any(_blamed(generation) or _silent(generation) for generation in submitted.generations)
+    failed = any(_blamed(generation) or (_silent(generation) and not hurried) for generation in submitted.generations)
     if failed or first_token_seconds is not None:
         service.catalogue.report(submitted.served, ok=not failed, first_token_seconds=first_token_seconds)
 
