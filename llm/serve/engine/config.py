@@ -16,7 +16,11 @@ class EngineConfig(Section):
     threads: int = Field(default=0, ge=0, description="threads of one step; 0 takes all cores")
     slots: int = Field(default=16, ge=1, le=1024, description="generations that run at once")
     kv_tokens: int = Field(default=0, ge=0, description="tokens whose keys and values fit in memory; 0: slots × context")
-    queue_requests: int = Field(default=256, ge=0, description="generations that may wait for a slot")
+    queue_requests: int = Field(
+        default=256,
+        ge=0,
+        description="generations that may wait for a slot; a client (key or address) holds at most as many as are free: half, if alone",
+    )
     prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens read between two decoding steps")
     prefix_tokens: int = Field(default=16384, ge=0, description="tokens of finished texts kept for prompts that begin alike")
     draft: Path | None = Field(default=None, description="folder of a small model with the same tokenizer that writes ahead")
