@@ -18,7 +18,8 @@ from llm.data.config import ChatConfig, CleanConfig, CollectConfig, DedupConfig,
 from llm.errors import RecipeError
 from llm.evaluate.config import EvaluateConfig, PromoteConfig
 from llm.export.config import ExportConfig
-from llm.model.config import ModelConfig
+from llm.export.gguf_architecture import architecture_of
+from llm.model.config import ModelConfig, architecture_named
 from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.objective.lengths import longest
 from llm.train.schedule import check_rows
@@ -65,6 +66,15 @@ class Recipe(Section):
     promote: PromoteConfig = PromoteConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _writes_variants_where_it_can(cls, values: Any) -> Any:
+        """What has no smaller graphs has none by default either, so that the resolved recipe says what export will write."""
+        if not isinstance(values, Mapping) or architecture_named(values.get("model")) in DECODERS:
+            return values
+        export = values.get("export", {})
+        return {**values, "export": {"variants": (), **export}} if isinstance(export, Mapping) else values
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         if self.tokenize.row_tokens > self.model.max_positions:
@@ -78,6 +88,7 @@ class Recipe(Section):
             check_rows(train, self.cluster.layout.readers(self.cluster.workers), section)
         if self.finetune.train.mixture:
             raise ValueError("conversations have no domains to mix; unset finetune.train.mixture")
+        _check_export(self.model, self.export)
         return self
 
     @property
@@ -112,6 +123,17 @@ def _check_objective(model: ModelConfig, train: TrainConfig, section: str, token
         raise ValueError(f"spans are read across the documents of a row; set {section}.document_mask to false")
     if section == "train" and tokenize.packing != "concatenate" and "spans" in kinds:
         raise ValueError("spans would be missing from what fills rows up; set tokenize.packing to concatenate")
+
+
+def _check_export(model: ModelConfig, export: ExportConfig) -> None:
+    """Raises: ValueError if something is to be written that can't be of this architecture."""
+    if model.architecture not in DECODERS and "variants" in export.model_fields_set and export.variants:
+        raise ValueError(f"{model.architecture} is exported as it was trained, without smaller graphs; set export.variants to []")
+    if export.gguf:
+        try:
+            architecture_of(model)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
 
 
 def load(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import RecipeError
-from llm.recipe import RECIPES, load, parse_override
+from llm.recipe import RECIPES, Recipe, load, parse_override
+
+ENCODER = {"architecture": "encoder", "width": 64, "num_layers": 2, "num_heads": 4, "ffn_width": 128}
+MASKED = {"kind": "masked"}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -21,6 +24,14 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(name: str, tmp_pat
     (tmp_path / "again.yaml").write_text(recipe.as_yaml())
     assert load(str(tmp_path / "again.yaml")) == recipe
     assert load(str(tmp_path / "again.yaml")).fingerprint == recipe.fingerprint
+
+
+def test_an_encoder_has_no_variants_unless_they_are_asked_for(tmp_path: Path) -> None:
+    recipe = load("tiny", {"model": ENCODER, "train.objective": MASKED, "export.greedy_tokens": 8})
+    assert (recipe.export.variants, recipe.export.greedy_tokens) == ((), 8)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert load("tiny").export.variants == ("int8",)
+    assert load("tiny", {"export.gguf": ["q8_0"]}).export.gguf == ("q8_0",)
 
 
 def test_a_recipe_is_frozen() -> None:
@@ -57,6 +68,11 @@ def test_overrides_change_the_fingerprint_and_nothing_else() -> None:
                 "tokenize.packing": "best_fit",
             },
             "spans would be missing from what fills rows up; set tokenize.packing to concatenate",
+        ),
+        ({"model": ENCODER, "train.objective": MASKED, "export.variants": ["int8"]}, "set export.variants to [] (--set"),
+        (
+            {"model.qk_norm": True, "model.attention_bias": True, "export.gguf": ["q8_0"]},
+            "both QK-norm and biases; leave export.gguf empty",
         ),
         ({"finetune.train.mixture": {"min_share": 0.1}}, "no domains to mix; unset finetune.train.mixture"),
         ({"train.mixture": {"domains": {"code": 0.7, "text": 0.7}}}, "set train.mixture.domains to numbers that add up to at most 1"),

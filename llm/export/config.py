@@ -44,7 +44,9 @@ class ExportConfig(Section):
         lt=2**31,
         description="weights from this size on go to a file beside model.onnx (a graph ends at 2 GiB)",
     )
-    variants: tuple[Kind, ...] = Field(default=("int8",), description="smaller graphs to write beside model.onnx")
+    variants: tuple[Kind, ...] = Field(
+        default=("int8",), description="smaller graphs to write beside model.onnx; decoder, gpt2 and moe only, none by default of others"
+    )
     variant_tokens: int = Field(default=8_192, ge=2, description="tokens of the test split that each is judged by")
     gates: Gates = Gates()
     gguf: tuple[GgufKind, ...] = Field(default=(), description="files for llama.cpp to write; decoder and gpt2 only")

@@ -26,6 +26,7 @@ from llm.data.vocabulary.pieces import Pieces
 from llm.data.vocabulary.symbols import CHAT
 from llm.errors import RecipeError
 from llm.export.config import GgufKind
+from llm.export.gguf_architecture import REMEDY, architecture_of
 from llm.export.tokenizer import CHAT_TEMPLATE, read_tokenizer
 from llm.model.config import DecoderConfig, Gpt2Config
 from llm.model.decoder import head_width
@@ -55,7 +56,6 @@ TYPES: Mapping[GgufKind, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
 Q8_BLOCK = 32
-REMEDY = "leave export.gguf empty for this model"
 
 
 def write(model: Any, tokenizer_file: Path, path: Path, kind: GgufKind, *, name: str) -> None:
@@ -77,23 +77,6 @@ def write(model: Any, tokenizer_file: Path, path: Path, kind: GgufKind, *, name:
         writer.write_tensors_to_file()
     finally:
         writer.close()
-
-
-def architecture_of(config: Any) -> str:
-    """What llama.cpp calls the family of a model with these settings.
-
-    Raises: RecipeError if it has none that computes the same.
-    """
-    if isinstance(config, Gpt2Config):
-        return "gpt2"
-    if not isinstance(config, DecoderConfig):
-        raise RecipeError("GGUF is written of decoders and GPT-2 only", value=config.architecture, remedy=REMEDY)
-    if config.qk_norm and config.attention_bias:
-        raise RecipeError("llama.cpp has no model with both QK-norm and biases", remedy=REMEDY)
-    architecture = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
-    if architecture != "llama" and config.rope_scaling and config.rope_scaling.kind == "llama3":
-        raise RecipeError(f"llama.cpp's {architecture} has no stretched positions of this kind", value="llama3", remedy=REMEDY)
-    return architecture
 
 
 def _add_sizes(writer: GGUFWriter, model: Any) -> None:

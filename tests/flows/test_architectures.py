@@ -68,6 +68,9 @@ def test_a_mixture_without_a_class_of_transformers_is_registered_and_scored_agai
         ("pretrain", (ENCODER, MASKED, "cluster.layout.tensor=2"), "cuts the matrices of a decoder or gpt2 only: encoder"),
         ("pretrain", ("cluster.layout.tensor=4", "cluster.workers=4"), "layout.tensor 4 does not divide model.num_kv_heads: 2"),
         ("pretrain", ("cluster.layout.shard=3",), "set cluster.workers to a multiple of 3"),
+        ("pretrain", (ENCODER, MASKED, 'export.variants=["q4"]'), "encoder is exported as it was trained, without smaller graphs; set"),
+        ("pretrain", (ENCODER, MASKED, 'export.gguf=["f16"]'), "GGUF is written of decoders and GPT-2 only: encoder; leave export.gguf"),
+        ("pretrain", (MOE, 'export.gguf=["f16"]'), "GGUF is written of decoders and GPT-2 only: moe; leave export.gguf empty"),
         ("pretrain", ("cluster.use_gpu=true",), "more workers than GPUs: 2 workers, 0 GPUs here; set cluster.use_gpu to false"),
     ],
 )

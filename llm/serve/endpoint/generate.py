@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,18 @@ def prompt_ids(engine: Engine, prompt: str | list[int], *, param: str = "prompt"
     return prompt
 
 
+def read_prompts(engine: Engine, visit: Visit, prompts: Sequence[str | list[int]], *, param: str = "prompt") -> list[list[int]]:
+    """The ids of each prompt, tokenised for as long as somebody waits.
+
+    Raises: ApiError as `prompt_ids` does; Over once the request has ended.
+    """
+    ids = list[list[int]]()
+    for prompt in prompts:
+        visit.cleanup.check()
+        ids.append(prompt_ids(engine, prompt, param=param))
+    return ids
+
+
 def chat_ids(engine: Engine, messages: list[dict[str, str]]) -> list[int]:
     """Turns are opened and closed by ids, never by text, so that nobody can write one.
 
@@ -103,27 +115,30 @@ def start(
     served: Served,
     visit: Visit,
     body: GenerationRequest,
-    prompts: list[list[int]],
+    prompts: Sequence[str | list[int]],
     *,
     max_tokens: int | None,
     timeout_seconds: float | None = None,
+    param: str = "prompt",
 ) -> Submitted:
     """Submit every candidate of every prompt; whatever becomes of the request, they end with it.
 
-    Without `max_tokens`, a text may fill the context.
+    Without `max_tokens`, a text may fill the context. `param` is where the request has its prompts.
 
-    Raises: ApiError for what can't be served; CapacityError if the queue is full.
+    Raises: ApiError for what can't be served, and for too many texts before any is tokenised; CapacityError if the queue
+    is full; Over once the request has ended.
     """
     engine, most = served.engine, service.settings.limits.choices
     if len(prompts) * body.candidates > most:
-        raise ApiError(400, f"one request may have {most} texts written", param="n" if body.candidates > 1 else "prompt")
+        raise ApiError(400, f"one request may have {most} texts written", param="n" if body.candidates > 1 else param)
     check_ids(engine, [int(id) for id in body.logit_bias], param="logit_bias")
-    wanted = _wanted_tokens(engine, prompts, max_tokens)
-    submitted = Submitted(served, visit, prompts, visit.record.generations)
+    read = read_prompts(engine, visit, prompts, param=param)
+    wanted = _wanted_tokens(engine, read, max_tokens)
+    submitted = Submitted(served, visit, read, visit.record.generations)
     visit.record.prompt_tokens = submitted.prompt_tokens
-    visit.cleanup.callback(lambda: _report(service, submitted))
     seconds, client = service.patience_seconds(timeout_seconds), visit.record.key or visit.client
-    for prompt in prompts:
+    visit.cleanup.callback(lambda: _report(service, submitted, hurried=seconds < service.settings.limits.request_seconds))
+    for prompt in read:
         for choice in range(body.candidates):
             sampling = body.sampling(max_tokens=wanted, choice=choice)
             try:
@@ -152,13 +167,14 @@ def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | N
     return wanted
 
 
-def _report(service: Service, submitted: Submitted) -> None:
+def _report(service: Service, submitted: Submitted, *, hurried: bool) -> None:
     """Tell the catalogue how the model did, unless the request ended before that showed.
 
-    A deadline that passes in the queue says nothing of the model; one that passes without a token from a slot does.
+    A deadline that passes in the queue says nothing of the model, nor does one that the client chose (`hurried`); the
+    server's own, if it passes without a token from a slot, does.
     """
     first_token_seconds = submitted.visit.record.first_token_seconds
-    failed = any(_blamed(generation) or _silent(generation) for generation in submitted.generations)
+    failed = any(_blamed(generation) or (_silent(generation) and not hurried) for generation in submitted.generations)
     if failed or first_token_seconds is not None:
         service.catalogue.report(submitted.served, ok=not failed, first_token_seconds=first_token_seconds)
 

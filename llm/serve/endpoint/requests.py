@@ -20,6 +20,7 @@ from llm.serve.engine.sampling import Guide, Sampling
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_CHOICES = 8
+MAX_MESSAGES = 2_048
 MAX_LOGPROBS = 20
 MAX_BIASED = 300
 MAX_SCHEMA_CHARACTERS = 32_768
@@ -317,7 +318,7 @@ class RetrievalRequest(RequestModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=2_048)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)

@@ -18,7 +18,11 @@ class EngineConfig(Section):
     kv_tokens: int = Field(
         default=0, ge=0, description="tokens whose keys and values fit in memory; 0: slots × context, or what 80 % of what is free holds"
     )
-    queue_requests: int = Field(default=256, ge=0, description="generations that may wait for a slot")
+    queue_requests: int = Field(
+        default=256,
+        ge=0,
+        description="generations that may wait for a slot; a client (key or address) holds at most as many as are free: half, if alone",
+    )
     prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens read between two decoding steps")
     prefix_tokens: int = Field(default=16384, ge=0, description="tokens of finished texts kept for prompts that begin alike")
     draft: Path | None = Field(default=None, description="folder of a small model with the same tokenizer that writes ahead")

@@ -55,7 +55,8 @@ def affordable(slots: int, context_tokens: int, *, token_bytes: int, free_bytes:
     fitting = int(FREE_SHARE * free_bytes) // token_bytes
     if fitting < context_tokens:
         value = f"{fitting:,} tokens of {token_bytes:,} bytes fit, the context is {context_tokens:,}"
-        raise CapacityError("memory is short for keys and values", value=value, remedy="set engine.kv_tokens to what one text may need")
+        remedy = "set engine.kv_tokens to what one text may need"
+        raise CapacityError("memory is short for keys and values", value=value, remedy=remedy, transient=True)
     return min(slots * context_tokens, fitting)
 
 

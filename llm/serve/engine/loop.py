@@ -50,15 +50,18 @@ class Loop:
         self._thread.start()
 
     def put(self, generation: Generation) -> None:
-        """Queue a generation.
+        """Queue a generation, unless its client holds as many places as are free: some are left for whoever comes next.
 
-        Raises: CapacityError if the queue is full or the loop is closed.
+        Source: dynamic thresholds, Choudhury and Hahne, https://doi.org/10.1109/90.664262.
+
+        Raises: CapacityError if the queue is full for this client, or the loop is closed.
         """
         with self._changed:
             if self._closed:
                 raise CapacityError("engine is closed", remedy="start it again")
-            if len(self._queue) >= self._queue_requests:
-                raise CapacityError("queue is full", value=f"{len(self._queue)} requests wait", remedy="try again later")
+            waiting, held = len(self._queue), self._queue.held(generation.client)
+            if held >= self._queue_requests - waiting:
+                raise CapacityError("queue is full", value=f"{waiting} requests wait, {held} of this client", remedy="try again later")
             self._queue.put(generation)
             self._changed.notify()
 

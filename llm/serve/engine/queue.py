@@ -20,6 +20,10 @@ class FairQueue:
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
+    def held(self, client: str) -> int:
+        """How many of a client's wait."""
+        return len(self._lines.get(client, ()))
+
     def put(self, generation: Generation) -> None:
         """Join the client's line."""
         self._lines.setdefault(generation.client, deque()).append(generation)

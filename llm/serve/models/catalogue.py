@@ -27,7 +27,7 @@ from llm.serve.models.canary import Tally, judge, place
 from llm.serve.models.config import ModelsConfig
 from llm.serve.models.folder import ModelFolder
 from llm.serve.models.release import Release, next_champion, resolve
-from llm.serve.models.served import Arm, Model, Served, Trial, load, put_away
+from llm.serve.models.served import Arm, Delay, Model, Served, Trial, load, put_away
 from llm.serve.models.spec import ModelSpec
 
 UNNAMED = "trainyard"  # the id of a folder that was given none
@@ -178,15 +178,13 @@ class Catalogue:
         wanted = champion.digest if champion else ""
         if arm.trial and arm.trial.served.release.digest != wanted:
             self._end_trial(arm, "withdrawn", "it is no longer champion")
-        if champion is None or arm.trial or wanted in (arm.live.release.digest, arm.refused):
+        if champion is None or arm.trial or wanted in (arm.live.release.digest, arm.refused) or (arm.delay and arm.delay.holds(wanted)):
             return
         try:
             served = load(champion, model.model_id, self._config, stop=self._closed)
-        except TrainyardError as error:
-            if self._closed.is_set():
-                return
-            arm.refused = wanted
-            self._note("refused", champion, model.model_id, str(error))
+        except Exception as error:  # noqa: BLE001 - libraries raise what they like where memory or storage fails them
+            if not self._closed.is_set():
+                self._put_off(model, arm, champion, error)
             return
         with self._lock:
             if self._closed.is_set():
@@ -194,8 +192,18 @@ class Catalogue:
                 return
             if self._watch:
                 served.engine.watch = partial(self._watch, served)
-            arm.live.tally, arm.trial, arm.refused = Tally(), Trial(served), ""
+            arm.live.tally, arm.trial, arm.refused, arm.delay = Tally(), Trial(served), "", None
             self._note("on trial", champion, model.model_id)
+
+    def _put_off(self, model: Model, arm: Arm, champion: Release, error: Exception) -> None:
+        """Refuse a version for good if it can't be served; try it again later if what failed may pass."""
+        if isinstance(error, TrainyardError) and not error.transient:
+            arm.refused = champion.digest
+            self._note("refused", champion, model.model_id, str(error))
+            return
+        arm.delay = Delay.after(arm.delay, champion.digest, self._config)
+        told = "%s version %s can't be loaded now (%s: %s): trying again in %g s"
+        log.warning(told, model.model_id, champion.version, type(error).__name__, error, arm.delay.seconds, exc_info=error)
 
     def _settle(self, arm: Arm) -> None:
         """End a trial that is decided."""

@@ -43,6 +43,12 @@ class ModelsConfig(Section):
     """Which versions are served."""
 
     poll_seconds: float = Field(default=2.0, gt=0, description="how often the registry is asked for its champion")
+    retry_seconds: float = Field(
+        default=300,
+        gt=0,
+        description="longest pause before a version is tried again that could not be loaded for want of memory or storage; "
+        "the first is poll_seconds, and each twice the one before",
+    )
     engine: EngineConfig = EngineConfig()
     canary: CanaryConfig = CanaryConfig()
     load: LoadConfig = LoadConfig()

@@ -9,8 +9,9 @@ from typing import Any
 
 from llm.data.tokenizer import Tokenizer, find
 from llm.errors import ArtifactError
-from llm.serve.models.graph import REMEDY, check_graph, read_plain
+from llm.serve.models.graph import REMEDY, check_graph, read_plain, shown
 
+WRITERS = ("ForCausalLM", "LMHeadModel")
 CONFIG_BYTES, TOKENIZER_BYTES = 2**20, 2**27
 MOST = {
     "vocab_size": 2**24,
@@ -36,23 +37,30 @@ class ModelFolder:
 def open_folder(path: Path) -> ModelFolder:
     """The checked `onnx` folder at `path`, or inside the export artifact at `path`.
 
-    Raises: ArtifactError if a file is missing or damaged, the tokenizer is another model's, or a graph is none
-    that export writes (graph.py).
+    Raises: ArtifactError if the model doesn't write text, a file is missing or damaged, the tokenizer is another model's,
+    or a graph is none that export writes (graph.py).
     """
-    folder = path / "onnx" if (path / "onnx" / "model.onnx").is_file() else path
-    for name in ("model.onnx", "config.json", find(folder).name):
-        if not (folder / name).is_file():
-            raise ArtifactError("no model to serve", value=f"{folder} has no {name}", remedy=REMEDY)
+    inner = path / "onnx"
+    folder = inner if any((inner / name).is_file() for name in ("model.onnx", "config.json")) else path
+    _check_present(folder, "config.json")
     facts = _read_facts(folder)
+    _check_present(folder, "model.onnx", find(folder).name)
     for graph in sorted(folder.glob("*.onnx")):
         check_graph(graph)
     _check_vocabulary(folder, facts.vocab_size)
     return facts
 
 
+def _check_present(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ArtifactError("no model to serve", value=f"{folder} has no {name}", remedy=REMEDY)
+
+
 def _read_facts(folder: Path) -> ModelFolder:
     try:
         config = json.loads(read_plain(folder / "config.json", CONFIG_BYTES))
+        _check_architecture(config, folder)
         return ModelFolder(
             path=folder,
             vocab_size=_count(config, "vocab_size"),
@@ -61,8 +69,16 @@ def _read_facts(folder: Path) -> ModelFolder:
             num_kv_heads=_count(config, "num_key_value_heads"),
             head_dim=_count(config, "head_dim"),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError("config.json can't be read", value=f"{folder} ({error})", remedy=REMEDY) from error
+
+
+def _check_architecture(config: dict[str, Any], folder: Path) -> None:
+    """Refuse a model whose class, as transformers calls it, writes no text token by token; one that names none goes on."""
+    classes = config.get("architectures") or []
+    if classes and not str(classes[0]).endswith(WRITERS):
+        remedy = "serve a decoder, GPT-2 or a mixture of experts"
+        raise ArtifactError("architecture isn't served", value=f"{shown(classes[0])} in {folder}", remedy=remedy)
 
 
 def _count(config: dict[str, Any], name: str) -> int:

@@ -56,7 +56,7 @@ def rehearse(folder: Path, engine: EngineConfig, limits: LoadConfig, *, stop: th
             "loading the model ended the process that tried", value=f"{folder} ({_end(child.returncode, errors)})", remedy=REMEDY
         )
     if "fact" in answer:
-        raise ArtifactError(answer["fact"], value=answer["value"], remedy=answer["remedy"])
+        raise ArtifactError(answer["fact"], value=answer["value"], remedy=answer["remedy"], transient=answer["transient"])
     if answer["lacking"]:
         log.warning(
             "this kernel can't bar %s: a model is loaded first under limits of memory and time only", " or ".join(answer["lacking"])
@@ -98,9 +98,9 @@ def _perform(folder: Path, config: EngineConfig, limits: LoadConfig) -> dict[str
     try:
         warm(Engine(folder, model_id="rehearsal", config=config.model_copy(update={"threads": 1, "slots": 1})))
     except TrainyardError as error:
-        return {"fact": error.fact, "value": str(error.value)[:1000], "remedy": error.remedy}
+        return {"fact": error.fact, "value": str(error.value)[:1000], "remedy": error.remedy, "transient": error.transient}
     except Exception as error:  # noqa: BLE001 - libraries raise what they like over a stranger's bytes
-        return {"fact": "model can't be loaded", "value": f"{type(error).__name__}: {error}"[:1000], "remedy": REMEDY}
+        return {"fact": "model can't be loaded", "value": f"{type(error).__name__}: {error}"[:1000], "remedy": REMEDY, "transient": False}
     return {"lacking": lacking}
 
 

@@ -73,6 +73,26 @@ class Trial:
     began: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class Delay:
+    """When a version is tried again that could not be loaded for a reason that may pass."""
+
+    digest: str
+    seconds: float  # the pause
+    until: float  # as time.monotonic() tells
+
+    @classmethod
+    def after(cls, before: Delay | None, digest: str, config: ModelsConfig) -> Delay:
+        """The pause that begins now: twice the one before, if that was the same version's, up to a limit."""
+        again = before is not None and before.digest == digest
+        seconds = min(2 * before.seconds, config.retry_seconds) if before and again else config.poll_seconds
+        return cls(digest, seconds, time.monotonic() + seconds)
+
+    def holds(self, digest: str) -> bool:
+        """Whether this version still has to wait."""
+        return self.digest == digest and time.monotonic() < self.until
+
+
 @dataclass
 class Arm:
     """One source of a model and its weight: a live version, and at times one on trial."""
@@ -80,7 +100,8 @@ class Arm:
     weight: float
     live: Served
     trial: Trial | None = None
-    refused: str = ""  # digest of a version that could not be loaded
+    refused: str = ""  # digest of a version that can't be served
+    delay: Delay | None = None
 
     def answering(self, key: str, canary_share: float) -> Served:
         """The version that answers this key."""

@@ -29,7 +29,8 @@ WHOLE = ("stop", "length")  # how an answer ends that wasn't broken off
 class Observer:
     """Watches one server. Safe to use from several threads.
 
-    Raises: CapacityError if the port of the metrics is taken; ArtifactError if the folder of the samples can't be written.
+    Raises: CapacityError if the port of the metrics is taken; ArtifactError if the folder of the samples can't be written;
+    DependencyError if the environment asks for spans and what sends them isn't installed.
     """
 
     def __init__(self, config: ObserveConfig | None = None, *, provider: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Spans of requests for OpenTelemetry, where it is installed and the environment names an exporter; otherwise none.
+"""Spans of requests for OpenTelemetry, where the environment names an exporter; otherwise none.
 
 Source: https://opentelemetry.io/docs/specs/semconv/gen-ai and .../http for the names of attributes,
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables for those of variables.
@@ -7,7 +7,6 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +26,7 @@ def configured(environment: Mapping[str, str] = os.environ) -> Any:
     Raises: DependencyError if it says where and what sends there isn't installed.
     """
     silent = environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER", "otlp") == "none"
-    if silent or not any(environment.get(name) for name in ENDPOINTS) or importlib.util.find_spec("opentelemetry") is None:
+    if silent or not any(environment.get(name) for name in ENDPOINTS):
         return None
     try:
         otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")

@@ -136,9 +136,16 @@ function regenerate(lane) {
   answer(lane, last);
 }
 
+/** Copy an answer; where the browser won't (it has no clipboard for a page over plain http), select it instead. */
 async function copy(exchange) {
-  await navigator.clipboard.writeText(exchange.text.data);
-  say("Copied");
+  try {
+    await navigator.clipboard.writeText(exchange.text.data);
+    notice("");
+    say("Copied");
+  } catch {
+    getSelection().selectAllChildren(exchange.part(".answer"));
+    notice("The browser lets this page copy nothing. The answer is selected: copy it as you copy other text.");
+  }
 }
 
 async function rate(lane, exchange, name) {

@@ -93,8 +93,10 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     ("/v1/embeddings", {"input": ["x"] * 257}, 400, "input", "256"),
     ("/v1/embeddings", {"input": "x", "encoding_format": "int8"}, 400, "encoding_format", "'float'"),
     ("/tokenize", {"prompt": "x", "messages": QUESTION}, 400, "prompt", "prompt or messages"),
+    ("/tokenize", {"messages": QUESTION * 2_049}, 400, "messages", "at most 2048"),
     ("/tokenize", {"prompt": "x" * 200_000}, 400, "prompt", "longer than the context"),
     ("/detokenize", {"tokens": [600]}, 400, "tokens", "0 to 599"),
+    ("/detokenize", {"tokens": [7] * (2**17 + 1)}, 400, "tokens", "at most 131072"),
     ("/detokenize", {"tokens": ["x"]}, 400, "tokens.0", "integer"),
 ]
 
@@ -124,6 +126,7 @@ INFER: Any = {"inputs": [{"name": "text_input", "shape": [1], "datatype": "BYTES
         ("/v2/models/small/infer", INFER | {"parameters": {"stream": True}}, 400, "parameters.stream"),
         ("/v2/models/small/infer", INFER | {"parameters": {"temprature": 1}}, 400, "temprature"),
         ("/v2/models/small/infer", {"inputs": [INFER["inputs"][0] | {"shape": [2]}]}, 400, "inputs"),
+        ("/v2/models/small/infer", {"inputs": [INFER["inputs"][0] | {"shape": [1_025], "data": ["x"] * 1_025}]}, 400, "inputs.0.data"),
         ("/v2/models/small/infer", {"inputs": [INFER["inputs"][0] | {"datatype": "FP32"}]}, 400, "inputs.0.datatype"),
         ("/v2/models/other/infer", INFER, 404, "model"),
     ],

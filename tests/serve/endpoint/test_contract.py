@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +69,13 @@ def test_required_is_required_and_the_rest_may_be_null(http: httpx.Client) -> No
         assert schema["additionalProperties"] is False
         for field, of in schema["properties"].items():
             assert (field in schema["required"]) != ({"type": "null"} in of.get("anyOf", [])), (name, field)
+
+
+def test_the_document_names_the_bounds_of_lists(http: httpx.Client) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    bounds = {("TokenizeRequest", "messages"): 2_048, ("DetokenizeRequest", "tokens"): 2**17, ("InputTensor", "data"): 1_024}
+    for (name, field), most in bounds.items():
+        assert re.findall(r'"maxItems": (\d+)', json.dumps(schemas[name]["properties"][field])) == [str(most)], (name, field)
 
 
 @pytest.mark.parametrize(("examples", "seed"), [pytest.param(20, 1, id="short"), *LONG])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,31 @@ def test_a_full_queue_refuses_and_a_cancelled_place_is_free_again(decoder: Any) 
     engine.close()
     with pytest.raises(CapacityError, match="closed"):
         engine.submit([9], GREEDY)
+
+
+def test_a_client_that_fills_the_queue_keeps_nobody_out(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=1, queue_requests=8))
+    filled = threading.Event()
+    engine.watch = lambda _: filled.wait(20) and None  # the first step ends when the queue is full
+    blocking = engine.submit([7], Sampling(500, ignore_eos=True), client="busy")
+    wait_until(lambda: engine.load().running == 1)
+
+    def fill(client: str) -> list[Generation]:
+        waiting = list[Generation]()
+        with suppress(CapacityError):
+            while True:
+                waiting.append(engine.submit([8], GREEDY, client=client))
+        return waiting
+
+    busy, other, third = fill("busy"), fill("other"), fill("third")
+    assert [len(busy), len(other), len(third)] == [4, 2, 1]
+    with pytest.raises(CapacityError, match="7 requests wait, 4 of this client"):
+        engine.submit([8], GREEDY, client="busy")
+    filled.set()
+    blocking.cancel()
+    for generation in (*other, *third):
+        assert len(ids(generation)) > 0
+    engine.close()
 
 
 def test_memory_is_reserved_before_a_generation_begins(decoder: Any) -> None:

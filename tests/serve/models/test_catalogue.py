@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ from llm.serve.engine.sampling import Sampling
 from llm.serve.engine.session import BAD_GRAPH
 from llm.serve.models.catalogue import Catalogue, UnknownModel
 from llm.serve.models.config import ModelsConfig
-from llm.serve.models.served import Served
+from llm.serve.models.served import Delay, Served
 from llm.serve.models.spec import ModelSpec
 from tests.serve.models.conftest import FRAGILE_FROM, NAME, Publish
 
@@ -144,6 +147,41 @@ def test_a_corrupt_version_never_becomes_live(publish: Publish, config: ModelsCo
     assert what(catalogue, "2") == ["refused"]
     assert versions(catalogue) == {"1": 300}
     catalogue.close()
+
+
+def test_what_keeps_a_version_from_loading_for_a_while_is_waited_for_longer_each_time(
+    publish: Publish, config: ModelsConfig, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish("one")
+    catalogue = Catalogue.open(FOLLOWED, config, store=store)
+    with monkeypatch.context() as without:
+        without.setattr(sys, "executable", str(store.root / "gone"))  # no process can be started to rehearse the load in
+        publish("two")
+        until(lambda: len(delays(caplog)) == 5)
+    assert what(catalogue, "2") == []
+    assert versions(catalogue) == {"1": 300}
+    times = [record.created for record in delays(caplog)]
+    pauses = [after - before for before, after in pairwise(times)]
+    assert all(pause > 0.9 * config.poll_seconds * 2**place for place, pause in enumerate(pauses)), pauses
+    until(lambda: what(catalogue, "2") == ["on trial"])
+    catalogue.close()
+
+
+def delays(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if "trying again in" in record.getMessage()]
+
+
+def test_pauses_double_up_to_a_limit_and_begin_anew_with_another_version() -> None:
+    config = ModelsConfig(poll_seconds=2, retry_seconds=10)
+    delay: Delay | None = None
+    pauses = list[float]()
+    for digest in ("one", "one", "one", "one", "one", "two"):
+        delay = Delay.after(delay, digest, config)
+        pauses.append(delay.seconds)
+    assert pauses == [2, 4, 8, 10, 10, 2]
+    assert delay is not None
+    assert delay.holds("two")
+    assert not delay.holds("one")
 
 
 def test_a_trial_gets_its_share_and_the_same_clients(publish: Publish, config: ModelsConfig, store: Store) -> None:

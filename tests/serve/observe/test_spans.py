@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -109,6 +110,13 @@ def test_a_failure_is_one(write: Spans, exporter: InMemorySpanExporter) -> None:
 )
 def test_off_unless_an_exporter_is_named(environment: dict[str, str]) -> None:
     assert configured(environment) is None
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk.resources", "opentelemetry.exporter"])
+def test_a_package_that_is_missing_is_said(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(DependencyError, match="OTEL_EXPORTER_OTLP_ENDPOINT; pip install opentelemetry-sdk"):
+        configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
 
 
 def test_an_exporter_that_is_not_installed_is_said() -> None:

@@ -10,13 +10,15 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 QUIET += ("--disable-component-update", "--disable-sync")
+INSECURE = "playground.test"  # a name that is no loopback address to the browser: a page there, over plain http, may do less
 
 
 @pytest.fixture(scope="module")  # while playwright is open, this thread has an event loop and other tests couldn't run one
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "the page is tested in Chromium: apt-get install chromium"
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium, args=list(QUIET)) as browser:
+    arguments = [*QUIET, f"--host-resolver-rules=MAP {INSECURE} 127.0.0.1"]
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium, args=arguments) as browser:
         yield browser
 
 

@@ -16,11 +16,13 @@ from llm.artifact import Store
 from llm.serve.endpoint.app import create_app
 from llm.serve.endpoint.config import Settings
 from llm.serve.endpoint.keys import make_key
+from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 from llm.serve.models.catalogue import Catalogue
 from llm.serve.models.spec import ModelSpec
 from llm.serve.page import routes
 from llm.serve.page.routes import FILES, HEADERS
+from tests.serve.page.conftest import INSECURE
 
 FOLDER = Path(routes.__file__).parent
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
@@ -346,6 +348,32 @@ def test_copy_regenerate_and_clear(page: Page) -> None:
     page.get_by_role("button", name="Clear").click()
     assert answers(page).count() == 0
     expect(page.locator("#prompt")).to_be_focused()
+
+
+def test_where_there_is_no_clipboard_copy_selects_the_answer(browser: Browser, folder: Path, running: Any) -> None:
+    engine = Engine(folder, model_id="small", config=EngineConfig(threads=1))
+    app = create_app(Catalogue.of(engine), Settings(host_names=(INSECURE,)))
+    with running(app) as address, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(address.replace("127.0.0.1", INSECURE))
+        assert not page.evaluate("isSecureContext")
+        expect(page.locator(".lane select").first).not_to_have_value("")
+        ask(page, "x")
+        settled(page)
+        page.get_by_role("button", name="Copy").click()
+        expect(page.locator("#notice")).to_contain_text("The answer is selected")
+        text = (answers(page).text_content() or "").split()
+        assert page.evaluate("getSelection().toString()").split() == text != []
+    engine.close()
+
+
+def test_a_copy_that_the_browser_refuses_is_said(page: Page) -> None:
+    page.evaluate("() => { navigator.clipboard.writeText = async () => { throw new DOMException('no', 'NotAllowedError') } }")
+    ask(page, "x")
+    settled(page)
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#notice")).to_contain_text("The answer is selected")
+    expect(page.locator("#status")).to_have_text("Answered")
 
 
 def test_the_key_is_kept_in_the_tab_alone(page: Page, browser: Browser) -> None:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import Completion, streamed
-from llm.serve.endpoint.generate import Submitted, Written, check_end, gathered, interleaved, prompt_ids, start
+from llm.serve.endpoint.generate import Submitted, Written, check_end, gathered, interleaved, start
 from llm.serve.endpoint.reading import read_each
 from llm.serve.endpoint.reply import Offsets, Reply, completion_logprobs, joined, usage_of
 from llm.serve.endpoint.requests import CompletionRequest
@@ -44,12 +44,12 @@ def completions(service: Service) -> APIRouter:
 
 def _start(service: Service, visit: Visit, body: CompletionRequest, timeout_seconds: float | None) -> Submitted:
     served = service.lease(body.model, visit)
-    prompts = [prompt_ids(served.engine, prompt) for prompt in body.prompt]
     visit.record.kind = "completion"
+    max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    submitted = start(service, served, visit, body, body.prompt, max_tokens=max_tokens, timeout_seconds=timeout_seconds)
     if service.observer.samples:
         visit.record.messages = ({"role": "user", "content": _text(served.engine, body.prompt[0])},)
-    max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    return start(service, served, visit, body, prompts, max_tokens=max_tokens, timeout_seconds=timeout_seconds)
+    return submitted
 
 
 def _text(engine: Engine, prompt: str | list[int]) -> str:

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from llm.errors import ArtifactError
 from llm.serve.endpoint.answers import ASKING, Embeddings, errors
 from llm.serve.endpoint.errors import ApiError
-from llm.serve.endpoint.generate import prompt_ids
+from llm.serve.endpoint.generate import read_prompts
 from llm.serve.endpoint.reading import read_each
 from llm.serve.endpoint.requests import Prompts, RequestModel, ignored
 from llm.serve.endpoint.service import Service
@@ -56,7 +56,7 @@ def _start(service: Service, visit: Visit, body: EmbeddingRequest) -> tuple[Engi
     if len(body.input) > MAX_INPUTS:
         raise ApiError(400, f"one request may have {MAX_INPUTS} inputs", param="input")
     engine = service.lease(body.model, visit).engine
-    rows = [prompt_ids(engine, each, param="input") for each in body.input]
+    rows = read_prompts(engine, visit, body.input, param="input")
     if (longest := max(map(len, rows))) > engine.facts.context_tokens:
         message = f"the context is {engine.facts.context_tokens} tokens; an input has {longest}"
         raise ApiError(400, message, param="input", code="context_length_exceeded")

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import ASKING, READING, Answer, errors
 from llm.serve.endpoint.errors import ApiError
-from llm.serve.endpoint.generate import Submitted, gathered, prompt_ids, start
+from llm.serve.endpoint.generate import Submitted, gathered, start
 from llm.serve.endpoint.requests import GenerationRequest, RequestModel
 from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.visit import Visit, visit_of
@@ -22,6 +22,7 @@ from llm.serve.endpoint.wire import StrictRoute, TimeoutSeconds
 
 INPUT, OUTPUT = "text_input", "text_output"
 DEFAULT_TOKENS = 16
+MAX_TEXTS = 1_024
 Scalar = bool | int | float | str
 
 
@@ -91,7 +92,7 @@ class InputTensor(RequestModel):
     name: Literal["text_input"]
     shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1, max_length=2)
     datatype: Literal["BYTES"]
-    data: list[str] = Field(min_length=1)
+    data: list[str] = Field(min_length=1, max_length=MAX_TEXTS)
     parameters: dict[str, Scalar] = Field(default={}, max_length=32, description="accepted; changes nothing")
 
     @model_validator(mode="after")
@@ -169,9 +170,9 @@ def kserve(service: Service) -> APIRouter:
 def _start(service: Service, visit: Visit, model: str, body: InferRequest, timeout_seconds: float | None) -> Submitted:
     served = service.lease(model, visit)
     settings = _settings(model, body.parameters)
-    prompts = [prompt_ids(served.engine, text, param="inputs") for text in body.inputs[0].data]
     max_tokens = DEFAULT_TOKENS if settings.max_tokens is None else settings.max_tokens
-    return start(service, served, visit, settings, prompts, max_tokens=max_tokens, timeout_seconds=timeout_seconds)
+    texts = body.inputs[0].data
+    return start(service, served, visit, settings, texts, max_tokens=max_tokens, timeout_seconds=timeout_seconds, param="inputs")
 
 
 def _settings(model: str, parameters: dict[str, Scalar]) -> GenerationRequest:

@@ -11,10 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from llm.serve.endpoint.answers import ASKING, Text, Tokens, errors
 from llm.serve.endpoint.errors import ApiError
 from llm.serve.endpoint.generate import chat_ids, check_ids, check_length
-from llm.serve.endpoint.requests import ChatMessage, RequestModel, TokenId
+from llm.serve.endpoint.requests import MAX_MESSAGES, ChatMessage, RequestModel, TokenId
 from llm.serve.endpoint.service import Service
 from llm.serve.endpoint.visit import Visit, visit_of
 from llm.serve.endpoint.wire import StrictRoute
+
+MAX_TOKENS = 2**17
 
 
 class TokenizeRequest(RequestModel):
@@ -22,7 +24,7 @@ class TokenizeRequest(RequestModel):
 
     model: str = Field(max_length=200)
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
     add_special_tokens: bool = Field(default=True, description="whether a text begins as a document does")
     return_token_strs: bool = False
 
@@ -37,7 +39,7 @@ class DetokenizeRequest(RequestModel):
     """Tokens whose text is asked for."""
 
     model: str = Field(max_length=200)
-    tokens: list[TokenId]
+    tokens: list[TokenId] = Field(max_length=MAX_TOKENS)
 
 
 def tokens(service: Service) -> APIRouter:
