@@ -43,7 +43,7 @@ def test_an_incomplete_folder_is_named(folder: Path, tmp_path: Path, name: str, 
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"no model to serve: .* has no model\.onnx; point to"):
+    with pytest.raises(ArtifactError, match=r"no model to serve: .* has no config\.json; point to"):
         Engine(tmp_path / "nowhere", model_id="small")
 
 
