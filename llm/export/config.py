@@ -21,13 +21,16 @@ class Gate(Section):
 
 
 class Gates(Section):
-    """One gate per variant. How often the likeliest token is another depends on how sure the model is of it."""
+    """One gate per variant and kind of GGUF file. How often the likeliest token is another depends on how sure the model is of it."""
 
     fp16: Gate = Gate(max_perplexity_increase=0.001, min_greedy_agreement=0.98, max_logit_difference=0.1)
     int8: Gate = Gate(max_perplexity_increase=0.005, min_greedy_agreement=0.9)
     q4: Gate = Gate(max_perplexity_increase=0.03, min_greedy_agreement=0.5)
     quantized: Gate = Gate(max_perplexity_increase=0.005, min_greedy_agreement=0.8)
     calibrated: Gate = Gate(max_perplexity_increase=0.005, min_greedy_agreement=0.8)
+    f32: Gate = Gate(max_perplexity_increase=1e-6, min_greedy_agreement=1.0, max_logit_difference=1e-5)
+    f16: Gate = Gate(max_perplexity_increase=0.001, min_greedy_agreement=0.98, max_logit_difference=0.1)
+    q8_0: Gate = Gate(max_perplexity_increase=0.005, min_greedy_agreement=0.9)
 
 
 class ExportConfig(Section):

@@ -45,9 +45,7 @@ def export(trained: Path, tokenized: Path, out: Path, config: ExportConfig, *, c
     write_card(model, folder, card, rows, library="optimum")
     transformersjs.write(out)
     if config.gguf:
-        (out / "gguf").mkdir()
-    for kind in config.gguf:
-        gguf.write(model, tokenizer_model, out / "gguf" / f"{card['name']}-{kind}.gguf", kind, name=card["name"])
+        result["gguf"] = gguf.export(model, tokenizer_model, tokenized, _made(out / "gguf"), config, name=card["name"])
     write_json(out / "parity.json", result)
     return result
 

@@ -9,8 +9,10 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,11 @@ from llm.data.vocabulary.library import Library
 from llm.data.vocabulary.pieces import Pieces
 from llm.data.vocabulary.symbols import CHAT
 from llm.errors import RecipeError
-from llm.export.config import GgufKind
+from llm.export import variants
+from llm.export.config import ExportConfig, GgufKind
 from llm.export.gguf_architecture import REMEDY, architecture_of
+from llm.export.parity import causal
+from llm.export.quality import Logits, measure
 from llm.export.tokenizer import CHAT_TEMPLATE, read_tokenizer
 from llm.model.config import DecoderConfig, Gpt2Config
 from llm.model.decoder import head_width
@@ -56,6 +61,25 @@ TYPES: Mapping[GgufKind, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
 Q8_BLOCK = 32
+
+
+def export(model: Any, tokenizer_file: Path, tokenized: Path, folder: Path, config: ExportConfig, *, name: str) -> dict[str, Any]:
+    """Write a file of every kind that the recipe asks for, and judge the weights that each holds: the facts of each.
+
+    Raises: as `write` does; DivergenceError if a file misses its gate.
+    """
+    rows_NT, facts = variants.rows(tokenized, "test", config), dict[str, Any]()
+    for kind in config.gguf:
+        path = folder / f"{name}-{kind}.gguf"
+        write(model, tokenizer_file, path, kind, name=name)
+        (quality,) = measure(_logits(model), {kind: _logits(restored(model, path))}, rows_NT).values()
+        variants.check(kind, quality, getattr(config.gates, kind), setting="export.gguf")
+        facts[kind] = {"file": path.name, "bytes": path.stat().st_size, **asdict(quality)}
+    return facts
+
+
+def _logits(model: Any) -> Logits:
+    return lambda ids_T: causal.reference(model, ids_T.tolist())
 
 
 def write(model: Any, tokenizer_file: Path, path: Path, kind: GgufKind, *, name: str) -> None:
@@ -105,13 +129,41 @@ def tensors(model: Any, *, turned: bool) -> Iterator[tuple[str, np.ndarray]]:
     """Every weight under its name in the file; `turned` ones are in the order of rows that llama.cpp's Llama expects."""
     config = model.config
     for name, array in _weights(model).items():
-        place, _, suffix = name.rpartition(".")
-        layer, part = place.split(".", 2)[1:] if place.startswith("blocks.") else (None, place)
-        if turned and part in TURNED:
-            array = interleaved(array, heads=config.num_heads if part == "attention.query" else config.num_kv_heads)
-        yield f"{NAMES[part]}.{suffix}" if layer is None else f"blk.{layer}.{NAMES[part]}.{suffix}", array
+        stored_name, part = _stored(name)
+        yield stored_name, interleaved(array, heads=_heads(config, part)) if turned and part in TURNED else array
     if isinstance(config, DecoderConfig) and config.rope_scaling and config.rope_scaling.kind == "llama3":
         yield "rope_freqs.weight", frequency_divisors(model)
+
+
+def restored(model: Any, path: Path) -> Any:
+    """A copy of the model with the weights that its file holds, as they come out of their blocks: what llama.cpp computes with."""
+    stored = {each.name: gguf.quants.dequantize(each.data, each.tensor_type) for each in gguf.GGUFReader(path).tensors}
+    turned, weights = architecture_of(model.config) == "llama", dict[str, np.ndarray]()
+    for name, array in _weights(model).items():
+        stored_name, part = _stored(name)
+        found = stored[stored_name].reshape(array.shape)
+        weights[name] = apart(found, heads=_heads(model.config, part)) if turned and part in TURNED else found
+    if isinstance(model.config, Gpt2Config):
+        for layer, suffix in product(range(model.config.num_layers), ("weight", "bias")):
+            joined = weights.pop(f"blocks.{layer}.attention.qkv.{suffix}")
+            for part, each in zip(("query", "key", "value"), np.split(joined, 3), strict=True):
+                weights[f"blocks.{layer}.attention.{part}.{suffix}"] = each
+    if model.config.tied_embeddings:
+        weights["head.weight"] = weights["embedding.weight"]
+    found_model = copy.deepcopy(model)
+    found_model.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in weights.items()})
+    return found_model
+
+
+def _stored(name: str) -> tuple[str, str]:
+    """A weight's name in the file, and the part of the model that it belongs to."""
+    place, _, suffix = name.rpartition(".")
+    layer, part = place.split(".", 2)[1:] if place.startswith("blocks.") else (None, place)
+    return f"{NAMES[part]}.{suffix}" if layer is None else f"blk.{layer}.{NAMES[part]}.{suffix}", part
+
+
+def _heads(config: Any, part: str) -> int:
+    return int(config.num_heads if part == "attention.query" else config.num_kv_heads)
 
 
 def _weights(model: Any) -> dict[str, np.ndarray]:
@@ -136,6 +188,16 @@ def interleaved(array: np.ndarray, *, heads: int) -> np.ndarray:
         [0, 2, 1, 3, 4, 6, 5, 7]
     """
     return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def apart(array: np.ndarray, *, heads: int) -> np.ndarray:
+    """What `interleaved` made, as it was before.
+
+    Example:
+        >>> apart(interleaved(np.arange(8), heads=2), heads=2).tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
 
 
 def frequency_divisors(model: Any) -> np.ndarray:

@@ -119,7 +119,7 @@ def rows(tokenized: Path, split: str, config: ExportConfig) -> np.ndarray:
     return np.stack([stream[start : start + length] for start in starts]).astype(np.int64)
 
 
-def check(kind: str, quality: Quality, gate: Gate) -> None:
+def check(kind: str, quality: Quality, gate: Gate, *, setting: str = "export.variants") -> None:
     """Raises: DivergenceError if a variant has lost more than its gate allows; not a number is always too much."""
     farthest = quality.max_logit_difference
     judged = [
@@ -129,7 +129,7 @@ def check(kind: str, quality: Quality, gate: Gate) -> None:
     ]
     for name, found, holds in judged:
         if not holds:
-            remedy = f"more than export.gates.{kind}.{name} {getattr(gate, name)} allows; change it, or leave {kind} out of export.variants"
+            remedy = f"more than export.gates.{kind}.{name} {getattr(gate, name)} allows; change it, or leave {kind} out of {setting}"
             raise DivergenceError(f"variant {kind} misses its gate", value=f"{found:.4g}", remedy=remedy)
 
 

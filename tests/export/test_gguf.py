@@ -15,8 +15,9 @@ import torch
 from llm.data.config import TokenizeConfig, TokenizerConfig
 from llm.data.tokenizer import Tokenizer, train
 from llm.data.vocabulary.pieces import Pieces
-from llm.errors import RecipeError
-from llm.export.gguf import write
+from llm.errors import DivergenceError, RecipeError
+from llm.export.config import ExportConfig, Gate, Gates
+from llm.export.gguf import export, restored, write
 from llm.export.parity import causal
 from llm.export.tokenizer import CHAT_TEMPLATE
 from llm.model.decoder import head_width
@@ -125,6 +126,27 @@ def test_fewer_bits_are_near_the_weights_and_smaller(tokenized: Path, tmp_path: 
     assert path.stat().st_size < 0.8 * size
     for name, array in found.items():
         np.testing.assert_allclose(array, exact[name], atol=tolerance if array.ndim > 1 else 0.0)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_file_gives_the_weights_back(tokenized: Path, tmp_path: Path, name: str) -> None:
+    model, path = file_of(tokenized, tmp_path, SIZES[name])
+    found = restored(model, path).state_dict()
+    assert found.keys() == model.state_dict().keys()
+    for weight, tensor in model.state_dict().items():
+        assert torch.equal(found[weight], tensor), weight
+
+
+def test_every_file_is_judged_by_its_gate(tokenized: Path, tmp_path: Path) -> None:
+    model = a_model(LLAMA)
+    facts = export(model, tokenized, tokenized, tmp_path, ExportConfig(gguf=("f32", "q8_0"), variant_tokens=400), name="sample")
+    assert {kind: each["file"] for kind, each in facts.items()} == {"f32": "sample-f32.gguf", "q8_0": "sample-q8_0.gguf"}
+    assert facts["f32"]["max_logit_difference"] == 0
+    assert 0 < facts["q8_0"]["max_logit_difference"] < 1
+    strict = Gates(q8_0=Gate(max_perplexity_increase=1e-12, min_greedy_agreement=1.0, max_logit_difference=1e-12))
+    (tmp_path / "strict").mkdir()
+    with pytest.raises(DivergenceError, match=r"q8_0 misses its gate.*leave q8_0 out of export.gguf"):
+        export(model, tokenized, tokenized, tmp_path / "strict", ExportConfig(gguf=("q8_0",), gates=strict), name="sample")
 
 
 def test_pieces_keep_ids_scores_and_kinds(tokenized: Path, tmp_path: Path) -> None:
