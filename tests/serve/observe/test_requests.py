@@ -249,7 +249,7 @@ def test_spans_of_a_real_request(serving: Callable[..., Any]) -> None:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with serving(Observer(provider=provider)) as client:
         usage = chat(client, CANARIES[0]).json()["usage"]
-        (span,) = exporter.get_finished_spans()
+    (span,) = exporter.get_finished_spans()  # it ends after the answer, with the request
     found = dict(span.attributes or {})
     assert found["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
     assert found["gen_ai.usage.output_tokens"] == usage["completion_tokens"]

@@ -114,6 +114,8 @@ def test_off_unless_an_exporter_is_named(environment: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk.resources", "opentelemetry.exporter"])
 def test_a_package_that_is_missing_is_said(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(f"{missing}.")]:
+        monkeypatch.delitem(sys.modules, name)  # what was imported before would be found
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(DependencyError, match="OTEL_EXPORTER_OTLP_ENDPOINT; pip install opentelemetry-sdk"):
         configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
