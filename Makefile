@@ -9,7 +9,7 @@ run: $(STAMP)  ## raw text to a registered model, on this machine
 	$(BIN)/trainyard run lifecycle --recipe tiny
 
 test: $(STAMP)  ## everything that a clean machine can prove offline on CPU
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -m "not long" -n 2 --no-loadscope-reorder
 
 test-long: $(STAMP)  ## the drills that take longer
 	$(BIN)/pytest -m long

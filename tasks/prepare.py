@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,13 +14,15 @@ from typing import Any
 from prefect import task
 
 from llm.artifact import Store
-from llm.data.parts import Workshop, one_by_one
+from llm.data.parts import Workshop
 from llm.observe import previous_collection
 from llm.recipe import Recipe
 from llm.run import refs
 from llm.stages import STAGES, Job
 from tasks.policy import policy, produce
 from tasks.progress import counted
+
+STARTING_SECONDS = 10.0  # what a cluster of this machine and its first workers take to start
 
 
 @task(**policy("collect"))
@@ -73,13 +78,20 @@ def workshop(job: Job) -> Workshop:
 
 
 def _spread(job: Job, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Over the recipe's cluster if it has several workers or RAY_ADDRESS names one, and there is more than one thing to do."""
-    cluster = Recipe.model_validate(job.recipe).cluster
-    if len(items) < 2 or (cluster.workers == 1 and "RAY_ADDRESS" not in os.environ):
-        yield from counted(job, one_by_one(function, items), len(items))
+    """Over the cluster at RAY_ADDRESS; else here, and over this machine's workers once that took as long as starting them."""
+    return counted(job, _computed(job, function, items), len(items))
+
+
+def _computed(job: Job, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    cluster, running = Recipe.model_validate(job.recipe).cluster, "RAY_ADDRESS" in os.environ
+    patience = 0 if running else STARTING_SECONDS if cluster.workers > 1 else math.inf
+    began, left = time.monotonic(), deque(items)
+    while left and (len(left) == 1 or time.monotonic() - began < patience):
+        yield function(left.popleft())
+    if not left:
         return
     from llm.cluster.connect import connected
     from llm.cluster.spread import on_ray
 
     with connected(cluster, Path(job.store)):
-        yield from counted(job, on_ray(function, items, code=STAGES[job.stage].code), len(items))
+        yield from on_ray(function, list(left), code=STAGES[job.stage].code)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -36,7 +37,7 @@ class Yard:
     corpus: Path
     recipe: Path
 
-    def __call__(self, *arguments: str, check: bool = True, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, check: bool = True, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "TRAINYARD_HOME": str(self.home), "COLUMNS": "200", **environment}
         answer = subprocess.run(
             [TRAINYARD, *arguments], env=variables, cwd=self.corpus.parent, capture_output=True, text=True, timeout=timeout, check=False
@@ -71,6 +72,21 @@ def make_yard(folder: Path) -> Yard:
         shutil.copy(path, corpus / path.name)
     shutil.copy(ROOT / "tests" / "mini.yaml", recipe)
     return Yard(folder / "store", corpus, recipe)
+
+
+class ByFile(LoadScopeScheduling):
+    """Processes that share the suite take it file by file, and what shares one cluster or one finished life cycle at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file.startswith("tests/cluster/"):
+            return "cluster"
+        return "finished" if file.startswith(("tests/flows/", "tests/test_trace.py")) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

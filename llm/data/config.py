@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -28,6 +29,7 @@ from llm.data.quality.config import (
     WordsConfig,
 )
 from llm.data.sources.config import InstalledSource, Source
+from llm.data.sources.crawl.config import CrawlSource
 
 
 class CollectConfig(Section):
@@ -46,13 +48,18 @@ class CollectConfig(Section):
         """A host has one crawl, which knows of every request to it."""
         crawls: dict[str, int] = {}
         for number, source in enumerate(self.sources):
-            for host in source.beginnings if source.kind == "crawl" else ():
+            for host in _beginnings(source) if source.kind == "crawl" else ():
                 if crawls.setdefault(host, number) != number:
                     raise ValueError(
                         f"two crawls begin at {host}, where each would be polite for itself;"
                         f" make collect.sources.{crawls[host]} and collect.sources.{number} one entry with several seeds"
                     )
         return self
+
+
+def _beginnings(source: CrawlSource) -> list[str]:
+    """Hosts of the seeds and sitemaps, without ports: politeness is due to a host."""
+    return sorted({(urlsplit(url).hostname or "").removesuffix(".") for url in (*source.seeds, *source.sitemaps)})
 
 
 class CleanConfig(Section):

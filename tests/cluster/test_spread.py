@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from llm.artifact import content_digest, describe
 from llm.cluster.spread import on_ray
 from llm.data.sources import files
 from llm.errors import DataError
+from llm.recipe import load
+from llm.stages import Job
+from tasks import prepare
 from tests.cluster.spreading import DATABASE, STAGES, VARIABLE, make
 
 MODULES = Path(sysconfig.get_paths()["stdlib"])
@@ -70,3 +74,20 @@ def test_results_and_errors_arrive_as_they_are() -> None:
     assert sorted(on_ray(square, range(20), code=("llm.data.parts",))) == [number * number for number in range(20)]
     with pytest.raises(DataError, match="too large to square"):
         list(on_ray(square, range(45, 55), code=("llm.data.parts",)))
+
+
+@pytest.mark.parametrize(("starting_seconds", "elsewhere"), [(60.0, 0), (0.0, 6)])
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_gets_what_takes_longer_than_its_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, starting_seconds: float, elsewhere: int
+) -> None:
+    monkeypatch.setattr(prepare, "STARTING_SECONDS", starting_seconds)
+    recipe = load("tiny", {"cluster.workers": 2}).model_dump(mode="json")
+    shop = prepare.workshop(Job("data.clean", "clean", "key", {"code": {}, "packages": {}}, {}, recipe, str(tmp_path), ""))
+    processes = list(shop.spread(process, range(6)))
+    assert len(processes) == 6
+    assert sum(each != os.getpid() for each in processes) == elsewhere
+
+
+def process(number: int) -> int:
+    return os.getpid()

@@ -73,7 +73,7 @@ def test_again_everything_is_cached_in_prefect_and_in_the_summary(copied: Any) -
 
 
 def test_a_changed_setting_reruns_its_stage_and_what_follows(copied: Any) -> None:
-    copied.run("lifecycle", "train.steps=41")
+    copied.run("lifecycle", "train.steps=8", "cluster.workers=1", "cluster.in_process=true")
     assert {node for node, state in copied.states.items() if state == "cached"} == {
         "data.collect",
         "data.clean",
@@ -82,7 +82,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(copied: Any) -> Non
         "data.audit",
     }
     answer = copied("why").stdout
-    assert "config: train.steps 40 → 41" in next(line for line in answer.splitlines() if line.startswith("base.pretrain"))
+    assert "config: train.steps 40 → 8" in next(line for line in answer.splitlines() if line.startswith("base.pretrain"))
     assert "parent: trained" in next(line for line in answer.splitlines() if line.startswith("tuned.finetune"))
 
 

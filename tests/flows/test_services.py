@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+DATA_STAGES = ("collect", "clean", "dedup", "tokenize", "audit")
 PREFECT = str(Path(sys.executable).parent / "prefect")
 
 
@@ -50,7 +52,10 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    services = Up(finished.elsewhere(tmp_path_factory.mktemp("up") / "store"), free_port(), free_port())
+    yard = finished.elsewhere(tmp_path_factory.mktemp("up") / "store")
+    for stage in DATA_STAGES:
+        shutil.copytree(finished.home / stage, yard.home / stage)
+    services = Up(yard, free_port(), free_port())
     yield services
     services.yard("down")
 

@@ -81,10 +81,12 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    """Make standard input the terminal of this session, so that Ctrl-C arrives as a signal."""
+    """Make standard input the terminal of this session, so that Ctrl-C arrives as a signal, and none is ignored that these tests ignore."""
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

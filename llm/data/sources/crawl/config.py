@@ -69,11 +69,6 @@ class CrawlSource(Section):
         default=(), description="networks that are not public and may be connected to all the same, such as 127.0.0.0/8"
     )
 
-    @property
-    def beginnings(self) -> list[str]:
-        """Hosts of the seeds and sitemaps, without ports: politeness is due to a host."""
-        return sorted({(urlsplit(url).hostname or "").removesuffix(".") for url in (*self.seeds, *self.sitemaps)})
-
     @field_validator("seeds", "sitemaps")
     @classmethod
     def _plain_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
