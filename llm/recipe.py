@@ -19,7 +19,7 @@ from llm.errors import RecipeError
 from llm.evaluate.config import EvaluateConfig, PromoteConfig
 from llm.export.config import ExportConfig
 from llm.export.gguf_architecture import architecture_of
-from llm.model.config import ModelConfig, architecture_named
+from llm.model.config import ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.objective.lengths import longest
 from llm.train.schedule import check_rows
@@ -65,15 +65,6 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     promote: PromoteConfig = PromoteConfig()
     cluster: ClusterConfig = ClusterConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _writes_variants_where_it_can(cls, values: Any) -> Any:
-        """What has no smaller graphs has none by default either, so that the resolved recipe says what export will write."""
-        if not isinstance(values, Mapping) or architecture_named(values.get("model")) in DECODERS:
-            return values
-        export = values.get("export", {})
-        return {**values, "export": {"variants": (), **export}} if isinstance(export, Mapping) else values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -127,8 +118,6 @@ def _check_objective(model: ModelConfig, train: TrainConfig, section: str, token
 
 def _check_export(model: ModelConfig, export: ExportConfig) -> None:
     """Raises: ValueError if something is to be written that can't be of this architecture."""
-    if model.architecture not in DECODERS and "variants" in export.model_fields_set and export.variants:
-        raise ValueError(f"{model.architecture} is exported as it was trained, without smaller graphs; set export.variants to []")
     if export.gguf:
         try:
             architecture_of(model)

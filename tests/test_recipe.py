@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm.errors import RecipeError
-from llm.recipe import RECIPES, Recipe, load, parse_override
-
-ENCODER = {"architecture": "encoder", "width": 64, "num_layers": 2, "num_heads": 4, "ffn_width": 128}
-MASKED = {"kind": "masked"}
+from llm.export.config import Kind
+from llm.recipe import RECIPES, load, parse_override
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -26,11 +24,14 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(name: str, tmp_pat
     assert load(str(tmp_path / "again.yaml")).fingerprint == recipe.fingerprint
 
 
-def test_an_encoder_has_no_variants_unless_they_are_asked_for(tmp_path: Path) -> None:
-    recipe = load("tiny", {"model": ENCODER, "train.objective": MASKED, "export.greedy_tokens": 8})
-    assert (recipe.export.variants, recipe.export.greedy_tokens) == ((), 8)
-    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
-    assert load("tiny").export.variants == ("int8",)
+@pytest.mark.parametrize("name", ["tiny", "gpt2-124m", "moe-small", "bert-base", "t5-base"])
+def test_every_family_has_the_same_variants(name: str) -> None:
+    assert load(name).export.variants == ("int8",)
+    every = get_args(Kind)
+    assert load(name, {"export.variants": every}).export.variants == every
+
+
+def test_gguf_is_had_of_a_decoder() -> None:
     assert load("tiny", {"export.gguf": ["q8_0"]}).export.gguf == ("q8_0",)
 
 
@@ -69,7 +70,6 @@ def test_overrides_change_the_fingerprint_and_nothing_else() -> None:
             },
             "spans would be missing from what fills rows up; set tokenize.packing to concatenate",
         ),
-        ({"model": ENCODER, "train.objective": MASKED, "export.variants": ["int8"]}, "set export.variants to [] (--set"),
         (
             {"model.qk_norm": True, "model.attention_bias": True, "export.gguf": ["q8_0"]},
             "both QK-norm and biases; leave export.gguf empty",

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from llm.report.charts import Line, line_chart, nice_ticks, thinned
-from llm.report.facts import compared
+from llm.report.facts import Stage, compared, graphs
 from llm.report.lineage import Node, direct_parents
 from llm.report.page import write
 from llm.stages import GRAPH
@@ -186,6 +186,22 @@ def rendered(run: dict[str, Any], store: Path) -> str:
 
 def headings(page: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", page)
+
+
+def test_the_graphs_of_an_encoder_decoder_are_shown_together(tmp_path: Path) -> None:
+    names = (
+        "encoder_model.onnx",
+        "decoder_model_merged.onnx",
+        "encoder_model.onnx_data",
+        "encoder_model_q4.onnx",
+        "decoder_model_merged_q4.onnx",
+    )
+    made = {"file": "encoder_model_q4.onnx, decoder_model_merged_q4.onnx", "bytes": 7}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {f"onnx/{name}": {"bytes": 10} for name in names}}))
+    (tmp_path / "parity.json").write_text(json.dumps({"variants": {"q4": made}}))
+    found = graphs(Stage("base.export", {"path": str(tmp_path)}))
+    whole = {"name": "fp32", "speed": None, "file": "encoder_model.onnx, decoder_model_merged.onnx", "bytes": 30}
+    assert found == [whole, {"name": "q4", "speed": None, **made}]
 
 
 def test_a_whole_run_shows_every_section(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class _Rewriter:
     bits: int
     tables: dict[str, np.ndarray]  # float32 weights of two axes by name
     matrices: dict[str, tuple[str, np.ndarray]]  # what MatMul reads: the weights' name, and the matrix as N, K
+    heads: set[str]  # what MatMul gives where at most a bias and a shape stand between it and an output of the graph
     stored: dict[tuple[str, int], list[str]]  # names of a matrix's blocks in so many bits
 
     @classmethod
@@ -92,7 +93,11 @@ class _Rewriter:
         matrices = {name: (name, table.T) for name, table in tables.items()}
         transposes = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in tables]
         matrices |= {node.output[0]: (node.input[0], tables[node.input[0]]) for node in transposes}
-        return cls(graph, bits, tables, matrices, {})
+        heads = {value.name for value in graph.output}
+        for node in reversed(graph.node):
+            if node.op_type in ("Add", "Squeeze") and node.output[0] in heads:
+                heads.add(node.input[0])
+        return cls(graph, bits, tables, matrices, heads, {})
 
     def rewritten(self, node: NodeProto) -> Iterator[NodeProto]:
         """What stands in a node's place."""
@@ -105,8 +110,7 @@ class _Rewriter:
 
     def _matmul(self, node: NodeProto) -> NodeProto:
         name, matrix_NK = self.matrices[node.input[1]]
-        is_head = any(value.name == node.output[0] for value in self.graph.output)
-        bits = 8 if is_head else self.bits
+        bits = 8 if node.output[0] in self.heads else self.bits
         N, K = matrix_NK.shape
         settings: dict[str, Any] = {"N": N, "K": K, "bits": bits, "block_size": BLOCK, "accuracy_level": INT8_PRODUCTS}
         inputs = [node.input[0], *self._store(name, matrix_NK, bits)]

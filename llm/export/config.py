@@ -13,10 +13,10 @@ GgufKind = Literal["f32", "f16", "q8_0"]
 
 
 class Gate(Section):
-    """What a variant may lose on test text against the trained model."""
+    """What a variant may lose on test text against the trained model, by each of its heads; see llm/export/exams for what is asked."""
 
     max_perplexity_increase: float = Field(gt=0, description="as a share: 0.005 is half a per cent")
-    min_greedy_agreement: float = Field(ge=0, le=1, description="share of positions after which both find the same token likeliest")
+    min_greedy_agreement: float = Field(ge=0, le=1, description="share of places at which both find the same answer likeliest")
     max_logit_difference: float | None = Field(default=None, gt=0, description="largest |variant - PyTorch| logit; unset: any")
 
 
@@ -47,9 +47,7 @@ class ExportConfig(Section):
         lt=2**31,
         description="weights from this size on go to a file beside model.onnx (a graph ends at 2 GiB)",
     )
-    variants: tuple[Kind, ...] = Field(
-        default=("int8",), description="smaller graphs to write beside model.onnx; decoder, gpt2 and moe only, none by default of others"
-    )
+    variants: tuple[Kind, ...] = Field(default=("int8",), description="smaller graphs to write beside each float32 graph")
     variant_tokens: int = Field(default=8_192, ge=2, description="tokens of the test split that each is judged by")
     gates: Gates = Gates()
     gguf: tuple[GgufKind, ...] = Field(default=(), description="files for llama.cpp to write; decoder and gpt2 only")

@@ -31,7 +31,7 @@ from llm.export import variants
 from llm.export.config import ExportConfig, GgufKind
 from llm.export.gguf_architecture import REMEDY, architecture_of
 from llm.export.parity import causal
-from llm.export.quality import Logits, measure
+from llm.export.quality import Logits, measure, next_tokens
 from llm.export.tokenizer import CHAT_TEMPLATE, read_tokenizer
 from llm.model.config import DecoderConfig, Gpt2Config
 from llm.model.decoder import head_width
@@ -68,11 +68,11 @@ def export(model: Any, tokenizer_file: Path, tokenized: Path, folder: Path, conf
 
     Raises: as `write` does; DivergenceError if a file misses its gate.
     """
-    rows_NT, facts = variants.rows(tokenized, "test", config), dict[str, Any]()
+    questions, facts = next_tokens(variants.rows(tokenized, "test", config)), dict[str, Any]()
     for kind in config.gguf:
         path = folder / f"{name}-{kind}.gguf"
         write(model, tokenizer_file, path, kind, name=name)
-        (quality,) = measure(_logits(model), {kind: _logits(restored(model, path))}, rows_NT).values()
+        (quality,) = measure(_logits(model), {kind: _logits(restored(model, path))}, questions).values()
         variants.check(kind, quality, getattr(config.gates, kind), setting="export.gguf")
         facts[kind] = {"file": path.name, "bytes": path.stat().st_size, **asdict(quality)}
     return facts

@@ -17,19 +17,21 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 WHOLE = {"ScatterND": (0, 2)}  # operators that onnxruntime's CPU provider has in float32 only, and where their numbers come in
+LOGITS = {"logits", "seq_relationship_logits"}
 Inputs = Mapping[str, np.ndarray]
 
 
 def fp16(model: ModelProto) -> ModelProto:
     """Weights, arithmetic and cache in half precision; logits stay float32, as samplers expect them.
 
-    The angles of rotary positions stay float32 too: above 2,048 half precision has no odd numbers, so neighbouring
-    positions would be turned alike. onnxruntime's own converter casts between any two nodes that it leaves alone, and
-    so rounds the angles.
+    The angles of rotary positions stay float32 too, and so do the distances that T5 rounds to buckets: above 2,048 half
+    precision has no odd numbers, so neighbouring positions would be turned alike, and a logarithm at the border of two
+    buckets would fall into the wrong one. onnxruntime's own converter casts between any two nodes that it leaves alone,
+    and so rounds the angles.
     """
     half = ModelProto()
     half.CopyFrom(model)
-    graph, exact = half.graph, _angles(model)
+    graph, exact = half.graph, _positions(model)
     read_by = {name for index, node in enumerate(graph.node) if index not in exact for name in node.input}
     for tensor in graph.initializer:
         if tensor.name in read_by:
@@ -37,7 +39,7 @@ def fp16(model: ModelProto) -> ModelProto:
     for index, node in enumerate(graph.node):
         if index not in exact:
             _halve_attributes(node)
-    kept = {"logits"} | {name for index in exact for name in (*graph.node[index].input, *graph.node[index].output)} - read_by
+    kept = LOGITS | {name for index in exact for name in (*graph.node[index].input, *graph.node[index].output)} - read_by
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in kept:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
@@ -47,16 +49,21 @@ def fp16(model: ModelProto) -> ModelProto:
     return half
 
 
-def _angles(model: ModelProto) -> set[int]:
-    """The places of sines, cosines and all nodes that these are computed by."""
+def _positions(model: ModelProto) -> set[int]:
+    """The places of sines, cosines, numbers that become whole ones, and all nodes that these are computed by."""
     makers = {output: index for index, node in enumerate(model.graph.node) for output in node.output}
-    waiting = [index for index, node in enumerate(model.graph.node) if node.op_type in ("Cos", "Sin")]
+    floats = {value.name for value in model.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    waiting = [index for index, node in enumerate(model.graph.node) if node.op_type in ("Cos", "Sin") or _rounds(node, floats)]
     found: set[int] = set()
     while waiting:
         index = waiting.pop()
         found.add(index)
         waiting += {makers[name] for name in model.graph.node[index].input if name in makers} - found
     return found
+
+
+def _rounds(node: NodeProto, floats: set[str]) -> bool:
+    return node.op_type == "Cast" and node.input[0] in floats and any(each.i == TensorProto.INT64 for each in node.attribute)
 
 
 def _halve(tensor: TensorProto) -> None:
@@ -81,12 +88,12 @@ def _with_casts(node: NodeProto) -> Iterator[NodeProto]:
         node.input[place] = f"{node.output[0]}_{place}_whole"
         yield helper.make_node("Cast", [given], [node.input[place]], name=f"{node.input[place]}_cast", to=TensorProto.FLOAT)
     output = node.output[0]
-    if output != "logits" and node.op_type not in ("Cos", "Sin", *WHOLE):
+    if output not in LOGITS and node.op_type not in ("Cos", "Sin", *WHOLE):
         yield node
         return
     node.output[0] = f"{output}_before_cast"
     yield node
-    kind = TensorProto.FLOAT if output == "logits" else TensorProto.FLOAT16
+    kind = TensorProto.FLOAT if output in LOGITS else TensorProto.FLOAT16
     yield helper.make_node("Cast", [node.output[0]], [output], name=f"{output}_cast", to=kind)
 
 

@@ -1,10 +1,12 @@
-"""Smaller graphs beside `model.onnx`, each under the name by which transformers.js and optimum find it.
+"""Smaller graphs beside each float32 graph, under the names by which transformers.js and optimum find them.
 
     model_fp16.onnx        half precision, for accelerators; dtype fp16 of transformers.js
     model_int8.onnx        weights in blocks of 8 bits; dtype int8
     model_q4.onnx          weights in blocks of 4 bits, embedding and head in 8; dtype q4
     model_quantized.onnx   8-bit arithmetic, activations scaled at each call; dtype q8
     model_calibrated.onnx  8-bit arithmetic, activations scaled beforehand on text
+
+An encoder–decoder has two of each: encoder_model_int8.onnx and decoder_model_merged_int8.onnx.
 
 bfloat16 is not among them: onnxruntime's CPU provider has no operators for it, so that what can't be run here would
 leave here unproven.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,10 +28,11 @@ import onnx
 from llm.errors import ArtifactError, DataError, DivergenceError
 from llm.export.blockwise import blockwise
 from llm.export.config import ExportConfig, Gate, Kind
-from llm.export.parity.loaded import CachedGraph
-from llm.export.quality import Logits, Quality, measure, through_cache, tokens_per_second
+from llm.export.exams import causal, encoder, seq2seq
+from llm.export.exams.exam import Exam
+from llm.export.parity.loaded import graph_path
+from llm.export.quality import Quality, measure
 from llm.export.quantize import Inputs, calibrated, dynamic, fp16
-from llm.serve.engine.session import graph_file
 from llm.serve.models.graph import check_graph
 
 MAKERS: Mapping[Kind, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
@@ -38,41 +41,65 @@ MAKERS: Mapping[Kind, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "q4": partial(blockwise, bits=4),
     "quantized": dynamic,
 }
+EXAMS: Mapping[str, Callable[[Any], Exam]] = {
+    "decoder": causal.exam,
+    "gpt2": causal.exam,
+    "moe": causal.exam,
+    "encoder": encoder.exam,
+    "electra": encoder.exam,
+    "encoder_decoder": seq2seq.exam,
+}
 EXTERNAL_DATA_BYTES = 1_500_000_000
 CALIBRATION_ROWS = 16
-PROMPT_TOKENS, WRITTEN_TOKENS = 16, 32  # when speed is measured
+ATTEMPTS = 3  # when speed is measured
+
+
+def export(model: Any, tokenized: Path, folder: Path, config: ExportConfig) -> tuple[dict[str, Any], dict[str, float]]:
+    """Write the variants that the recipe asks for, and judge them: the facts of each, and tokens per second of every kind of graph.
+
+    Each is compared with the trained model, and so with what it was made to be and not with another graph. Facts are those of
+    the first head, which is what the model is for; further heads stand among them by name.
+
+    Raises: DivergenceError if a variant misses its gate.
+    """
+    exam, rows_NT = EXAMS[model.config.architecture](model), rows(tokenized, "test", config)
+    calibration_NT = rows(tokenized, "train", config)[:CALIBRATION_ROWS] if "calibrated" in config.variants else rows_NT[:0]
+    whole = exam.opened(folder, "")
+    samples = exam.samples(whole, calibration_NT)
+    for file, inputs in samples.items():
+        write(folder / file, config.variants, samples=inputs, external_data_bytes=config.external_data_bytes)
+    graphs: dict[str, Any] = {kind: exam.opened(folder, kind) for kind in config.variants}
+    facts: dict[str, Any] = {kind: _files([graph_path(folder, file, kind) for file in samples]) for kind in config.variants}
+    for head, found in judged(exam, graphs, rows_NT).items():
+        for kind, quality in found.items():
+            check(kind, quality, getattr(config.gates, kind), head=head)
+            facts[kind] |= {head: asdict(quality)} if "perplexity" in facts[kind] else asdict(quality)
+    every = {"fp32": whole, **graphs}
+    return facts, {kind: max(exam.speed(graph, rows_NT[0]) for _ in range(ATTEMPTS)) for kind, graph in every.items()}
 
 
 def write(
-    folder: Path, kinds: Iterable[Kind], *, calibration: np.ndarray | None = None, external_data_bytes: int = EXTERNAL_DATA_BYTES
+    path: Path, kinds: Iterable[Kind], *, samples: Sequence[Inputs] = (), external_data_bytes: int = EXTERNAL_DATA_BYTES
 ) -> dict[str, Path]:
-    """Write variants of the `model.onnx` in a folder, and give back their paths; `calibration` is rows of token ids.
+    """Write variants of a float32 graph beside it, and give back their paths; `samples` are inputs to calibrate on.
 
-    Raises: ArtifactError if `calibrated` is asked for without rows.
+    Raises: ArtifactError if `calibrated` is asked for without samples.
     """
-    model = onnx.load(folder / "model.onnx")
+    model = onnx.load(path)
     paths: dict[str, Path] = {}
     for kind in kinds:
-        graph = MAKERS[kind](model) if kind in MAKERS else calibrated(model, _samples(model, calibration))
+        graph = MAKERS[kind](model) if kind in MAKERS else _calibrated(model, samples)
         del graph.metadata_props[:]
         graph.metadata_props.extend(model.metadata_props)
-        paths[kind] = folder / graph_file(kind)
+        paths[kind] = graph_path(path.parent, path.name, kind)
         _save(graph, paths[kind], external_data_bytes)
     return paths
 
 
-def _samples(model: onnx.ModelProto, rows_NT: np.ndarray | None) -> Iterator[Inputs]:
-    """Every row as a graph's inputs, with an empty cache of the form that the graph declares.
-
-    Raises: ArtifactError if there are no rows.
-    """
-    if rows_NT is None or not rows_NT.size:
+def _calibrated(model: onnx.ModelProto, samples: Sequence[Inputs]) -> onnx.ModelProto:
+    if not samples:
         raise ArtifactError("no text to calibrate on", remedy="leave calibrated out of export.variants, or run tokenize again")
-    axes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in model.graph.input}
-    cache = {name: np.zeros((1, sizes[1], 0, sizes[3]), np.float32) for name, sizes in axes.items() if name.startswith("past_key_values")}
-    for row_T in rows_NT:
-        ids = row_T[None].astype(np.int64)
-        yield {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None], **cache}
+    return calibrated(model, samples)
 
 
 def _save(graph: onnx.ModelProto, path: Path, external_data_bytes: int) -> None:
@@ -85,23 +112,12 @@ def _save(graph: onnx.ModelProto, path: Path, external_data_bytes: int) -> None:
     check_graph(path)
 
 
-def export(reference: Logits, tokenized: Path, folder: Path, config: ExportConfig) -> tuple[dict[str, Any], dict[str, float]]:
-    """Write the variants that the recipe asks for, and judge them: the facts of each, and tokens per second of every graph.
-
-    `reference` is the trained model, so that each is compared with what it was made to be and not with another graph.
-    Raises: DivergenceError if a variant misses its gate.
-    """
-    rows_NT = rows(tokenized, "test", config)
-    calibration = rows(tokenized, "train", config)[:CALIBRATION_ROWS, :-1] if "calibrated" in config.variants else None
-    paths = write(folder, config.variants, calibration=calibration, external_data_bytes=config.external_data_bytes)
-    graphs = {kind: CachedGraph(path) for kind, path in paths.items()}
-    found = measure(reference, {kind: through_cache(graph) for kind, graph in graphs.items()}, rows_NT)
-    for kind in paths:
-        check(kind, found[kind], getattr(config.gates, kind))
-    facts: dict[str, Any] = {kind: {"file": path.name, "bytes": size(path), **asdict(found[kind])} for kind, path in paths.items()}
-    every = {"fp32": CachedGraph(folder / "model.onnx"), **graphs}
-    prompt_T = rows_NT[0, :PROMPT_TOKENS]
-    return facts, {kind: tokens_per_second(graph, prompt_T, tokens=WRITTEN_TOKENS) for kind, graph in every.items()}
+def judged(exam: Exam, graphs: Mapping[str, Any], rows_NT: np.ndarray) -> dict[str, dict[str, Quality]]:
+    """The quality of opened graphs by head, then by the graph's name."""
+    return {
+        name: measure(head.reference, {kind: head.candidate(graph) for kind, graph in graphs.items()}, head.questions(rows_NT))
+        for name, head in exam.heads.items()
+    }
 
 
 def rows(tokenized: Path, split: str, config: ExportConfig) -> np.ndarray:
@@ -119,8 +135,8 @@ def rows(tokenized: Path, split: str, config: ExportConfig) -> np.ndarray:
     return np.stack([stream[start : start + length] for start in starts]).astype(np.int64)
 
 
-def check(kind: str, quality: Quality, gate: Gate, *, setting: str = "export.variants") -> None:
-    """Raises: DivergenceError if a variant has lost more than its gate allows; not a number is always too much."""
+def check(kind: str, quality: Quality, gate: Gate, *, head: str = "tokens", setting: str = "export.variants") -> None:
+    """Raises: DivergenceError if a variant has lost more by a head than its gate allows; not a number is always too much."""
     farthest = quality.max_logit_difference
     judged = [
         ("max_perplexity_increase", quality.perplexity_increase, quality.perplexity_increase <= gate.max_perplexity_increase),
@@ -130,7 +146,11 @@ def check(kind: str, quality: Quality, gate: Gate, *, setting: str = "export.var
     for name, found, holds in judged:
         if not holds:
             remedy = f"more than export.gates.{kind}.{name} {getattr(gate, name)} allows; change it, or leave {kind} out of {setting}"
-            raise DivergenceError(f"variant {kind} misses its gate", value=f"{found:.4g}", remedy=remedy)
+            raise DivergenceError(f"variant {kind} misses its gate", value=f"{head} {found:.4g}", remedy=remedy)
+
+
+def _files(graphs: list[Path]) -> dict[str, Any]:
+    return {"file": ", ".join(path.name for path in graphs), "bytes": sum(map(size, graphs))}
 
 
 def size(graph: Path) -> int:

@@ -204,7 +204,7 @@ def _check_heads(width: int, num_heads: int, section: str = "model") -> None:
         raise ValueError(f"num_heads {num_heads} does not divide width {width}; set {section}.num_heads to a divisor")
 
 
-def architecture_named(value: Any) -> Any:
+def _architecture(value: Any) -> Any:
     """The architecture that a section names, checked or not; one without the key is a decoder."""
     return value.get("architecture", "decoder") if isinstance(value, Mapping) else getattr(value, "architecture", None)
 
@@ -217,7 +217,7 @@ ModelConfig = Annotated[
     | Annotated[EncoderDecoderConfig, Tag("encoder_decoder")]
     | Annotated[ElectraConfig, Tag("electra")],
     Discriminator(
-        architecture_named,
+        _architecture,
         custom_error_type="unknown_architecture",
         custom_error_message=f"unknown architecture; set model.architecture to one of {', '.join(ARCHITECTURES)}",
     ),

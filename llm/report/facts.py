@@ -194,13 +194,16 @@ def releases(run: Mapping[str, Any], stages: Mapping[str, Stage]) -> list[dict[s
 
 
 def graphs(exported: Stage) -> list[dict[str, Any]]:
-    """The float32 graph and its variants: bytes, tokens per second, and what each has lost; none if there is no variant."""
+    """The float32 graphs and their variants: bytes, tokens per second, and what each has lost; none if there is no variant."""
     speeds = exported.read("log/speed.json", {}).get("tokens_per_second", {})
     variants = exported.read("parity.json", {}).get("variants", {})
-    files = exported.manifest.get("files", {})
-    whole = {"file": "model.onnx", "bytes": sum(facts["bytes"] for name, facts in files.items() if name.startswith("onnx/model.onnx"))}
-    found = {"fp32": whole, **variants} if variants else {}
-    return [{"name": name, "speed": speeds.get(name), **facts} for name, facts in found.items()]
+    if not variants:
+        return []
+    kind, first = next(iter(variants.items()))
+    names = first["file"].replace(f"_{kind}.onnx", ".onnx")
+    files = {f"onnx/{name}{end}" for name in names.split(", ") for end in ("", "_data")}
+    whole = {"file": names, "bytes": sum(facts["bytes"] for name, facts in exported.manifest.get("files", {}).items() if name in files)}
+    return [{"name": name, "speed": speeds.get(name), **facts} for name, facts in {"fp32": whole, **variants}.items()]
 
 
 def nodes(stages: Mapping[str, Stage]) -> list[Node]:

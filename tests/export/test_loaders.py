@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm.export.parity import causal
-from llm.export.parity.loaded import CachedGraph
+from llm.export.parity import causal, seq2seq
+from llm.export.parity.loaded import DECODER, ENCODER, CachedGraph, Loaded, Seq2SeqGraphs, graph_path
 from llm.export.quality import loss
 from llm.serve.engine.session import graph_file
 from tests.benchmarks.measured import HOME, TORCH, environment
@@ -49,11 +49,10 @@ def transformersjs() -> Path:
     return folder
 
 
-def in_node(transformersjs: Path, folder: Path, dtype: str) -> dict[str, Any]:
-    command = ["node", PEERS / "transformersjs.mjs", folder, dtype]
-    answer = subprocess.run(command, cwd=transformersjs, capture_output=True, text=True, check=False)
+def in_node(transformersjs: Path, *arguments: Any, program: str = "transformersjs.mjs") -> Any:
+    answer = subprocess.run(["node", PEERS / program, *arguments], cwd=transformersjs, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    return dict(json.loads(answer.stdout.splitlines()[-1]))
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -72,6 +71,48 @@ def test_transformersjs_opens_gpt2(transformersjs: Path, exporting: Any) -> None
     exported = exporting(PLAIN | {"architecture": "gpt2"})
     written = in_node(transformersjs, exported.folder, "fp32")["written"]
     assert written == causal.greedy(CachedGraph(exported.folder / "onnx" / "model.onnx"), PROMPT, 24)
+
+
+@pytest.fixture(scope="session")
+def readers(exporting: Any) -> dict[str, Any]:
+    """An encoder and an encoder–decoder with variants."""
+    return {name: exporting(PLAIN | WIDE | {"architecture": name}, 710, **VARIANTS) for name in ("encoder", "encoder_decoder")}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transformersjs_opens_what_reads(transformersjs: Path, readers: dict[str, Any], dtype: str) -> None:
+    def answered(architecture: str, kind: str) -> Any:
+        return in_node(transformersjs, readers[architecture].folder, dtype, kind, program="transformersjs_readers.mjs")
+
+    logits = answered("encoder", "AutoModelForMaskedLM")
+    np.testing.assert_allclose(logits, encoded(readers["encoder"].folder / "onnx", DTYPES[dtype]), atol=1e-4)
+    graphs = Seq2SeqGraphs(readers["encoder_decoder"].folder / "onnx", DTYPES[dtype])
+    assert answered("encoder_decoder", "AutoModelForSeq2SeqLM") == seq2seq.greedy(graphs, PROMPT, 24)
+
+
+def encoded(folder: Path, kind: str) -> np.ndarray:
+    """The logits of an encoder's graph."""
+    ids = np.array([PROMPT])
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return Loaded(graph_path(folder, "model.onnx", kind))(inputs)["logits"][0]
+
+
+@pytest.mark.parametrize("variant", ["fp16", "int8", "q4", "quantized"])
+def test_optimum_opens_both_graphs_of_a_variant(readers: dict[str, Any], variant: str) -> None:
+    """It takes a merged decoder of another name for the one that goes on, too."""
+    python = environment("optimum", [TORCH, "optimum-onnx[onnxruntime]==0.1.0"])
+    code = (
+        "import sys, json, torch; from optimum.onnxruntime import ORTModelForSeq2SeqLM as Model;"
+        "folder, encoder, decoder, prompt = sys.argv[1:]; ids = torch.tensor([json.loads(prompt)]);"
+        "names = dict(encoder_file_name=encoder, decoder_file_name=decoder, decoder_with_past_file_name=decoder);"
+        "model = Model.from_pretrained(folder, **names);"
+        "print(model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None)[0, 1:].tolist())"
+    )
+    folder = readers["encoder_decoder"].folder / "onnx"
+    names = [graph_path(folder, file, variant).name for file in (ENCODER, DECODER)]
+    answer = subprocess.run([python, "-c", code, folder, *names, json.dumps(PROMPT)], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout.splitlines()[-1]) == seq2seq.greedy(Seq2SeqGraphs(folder, variant), PROMPT, 24)
 
 
 @pytest.mark.parametrize("variant", ["int8", "q4", "quantized"])

@@ -20,12 +20,13 @@ from llm.errors import ArtifactError, DivergenceError
 from llm.export import variants
 from llm.export.blockwise import Blocks, blockwise, in_blocks
 from llm.export.config import ExportConfig, Gate, Gates, Kind
+from llm.export.exams.causal import samples, through_cache
 from llm.export.graphs.causal import graphs
 from llm.export.graphs.trace import write_graph
 from llm.export.onnx import write as write_folder
 from llm.export.parity import causal
 from llm.export.parity.loaded import CachedGraph
-from llm.export.quality import Quality, loss, measure, through_cache
+from llm.export.quality import Quality, loss, measure, next_tokens
 from llm.export.quantize import fp16
 from llm.model.config import Gpt2Config, MoeConfig
 from llm.model.decoder import Decoder
@@ -46,11 +47,16 @@ def rows(exported: Any) -> np.ndarray:
     return variants.rows(exported.tokenized, "test", ExportConfig(variant_tokens=1_000))
 
 
+def on(folder: Path, rows: np.ndarray) -> list[Any]:
+    """The rows as inputs to calibrate a folder's graph on."""
+    return samples(CachedGraph(folder / "model.onnx"), rows)["model.onnx"]
+
+
 @pytest.fixture(scope="module")
 def written(exported: Any, rows: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An onnx folder with every variant."""
     folder = shutil.copytree(exported.folder / "onnx", tmp_path_factory.mktemp("variants") / "onnx")
-    paths = variants.write(folder, KINDS, calibration=rows)
+    paths = variants.write(folder / "model.onnx", KINDS, samples=on(folder, rows))
     assert {kind: path.name for kind, path in paths.items()} == {kind: f"model_{kind}.onnx" for kind in KINDS}
     return folder
 
@@ -58,7 +64,7 @@ def written(exported: Any, rows: np.ndarray, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def qualities(exported: Any, written: Path, rows: np.ndarray) -> dict[str, Quality]:
     sessions = {kind: through_cache(CachedGraph(written / f"model_{kind}.onnx")) for kind in KINDS}
-    return measure(reference(exported), sessions, rows)
+    return measure(reference(exported), sessions, next_tokens(rows))
 
 
 def spread(blocks: Blocks, columns: int, *, bits: int) -> np.ndarray:
@@ -118,11 +124,11 @@ def test_the_figures_are_those_of_a_plain_computation(exported: Any, written: Pa
         ].mean()
         for logits in (expected, found)
     ]
-    quality = measure(reference(exported), {"q4": through_cache(session)}, rows)["q4"]
+    quality = measure(reference(exported), {"q4": through_cache(session)}, next_tokens(rows))["q4"]
     assert quality.perplexity == pytest.approx(np.exp(nats[1]), rel=2e-3)
     assert quality.perplexity_increase == pytest.approx(np.exp(nats[1] - nats[0]) - 1, abs=2e-3)
     assert quality.greedy_agreement == pytest.approx((expected.argmax(-1) == found.argmax(-1)).mean(), abs=0.01)
-    same = measure(reference(exported), {"same": reference(exported)}, rows)["same"]
+    same = measure(reference(exported), {"same": reference(exported)}, next_tokens(rows))["same"]
     assert (same.perplexity_increase, same.greedy_agreement, same.max_logit_difference) == (0.0, 1.0, 0.0)
     assert loss(np.array([[0.0, np.nan]]), np.array([0])) != 0.0
 
@@ -138,15 +144,15 @@ SIZES = {"width": 64, "num_layers": 1, "num_heads": 4, "max_positions": 128}
     ],
     ids=lambda config: config.architecture,
 )
-def test_other_families_have_the_same_variants(exported: Any, rows: np.ndarray, tmp_path: Path, config: Gpt2Config | MoeConfig) -> None:
+def test_other_writers_have_the_same_variants(exported: Any, rows: np.ndarray, tmp_path: Path, config: Gpt2Config | MoeConfig) -> None:
     torch.manual_seed(0)
     model = build(config, 700).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.1)
     write_folder(model, exported.tokenized / "tokenizer.model", tmp_path, ExportConfig())
-    paths = variants.write(tmp_path, KINDS, calibration=rows[:4])
+    paths = variants.write(tmp_path / "model.onnx", KINDS, samples=on(tmp_path, rows[:4]))
     sessions = {kind: through_cache(CachedGraph(path)) for kind, path in paths.items()}
-    for kind, quality in measure(lambda ids_T: causal.reference(model, ids_T.tolist()), sessions, rows[:4]).items():
+    for kind, quality in measure(lambda ids_T: causal.reference(model, ids_T.tolist()), sessions, next_tokens(rows[:4])).items():
         assert variants.size(paths[kind]) < 0.9 * variants.size(tmp_path / "model.onnx"), kind
         assert quality.greedy_agreement > 0.4, kind
         assert abs(quality.perplexity_increase) < 0.05, kind
@@ -193,7 +199,7 @@ def test_a_tied_table_is_stored_once_and_an_untied_one_twice(written: Path, expo
     assert tables(written / "model_q4.onnx") == 1
     untied = Decoder(exported.model.config.model_copy(update={"tied_embeddings": False}), 700).eval()
     write_graph(graphs(untied)["model.onnx"], tmp_path / "model.onnx", ExportConfig())
-    variants.write(tmp_path, ["q4"])
+    variants.write(tmp_path / "model.onnx", ["q4"])
     assert tables(tmp_path / "model_q4.onnx") == 2
 
 
@@ -221,7 +227,7 @@ def test_the_same_graph_gives_the_same_bytes_and_logging_is_left_alone(
 ) -> None:
     folder = shutil.copytree(exported.folder / "onnx", tmp_path / "again")
     before = list(logging.getLogger().handlers), logging.root.manager.disable
-    variants.write(folder, KINDS, calibration=rows)
+    variants.write(folder / "model.onnx", KINDS, samples=on(folder, rows))
     assert (list(logging.getLogger().handlers), logging.root.manager.disable) == before
     for kind in KINDS:
         assert (folder / f"model_{kind}.onnx").read_bytes() == (written / f"model_{kind}.onnx").read_bytes(), kind
@@ -229,7 +235,7 @@ def test_the_same_graph_gives_the_same_bytes_and_logging_is_left_alone(
 
 def test_large_weights_lie_beside_the_variant_and_are_counted(exported: Any, written: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(exported.folder / "onnx", tmp_path / "onnx")
-    variants.write(folder, ["int8"], external_data_bytes=0)
+    variants.write(folder / "model.onnx", ["int8"], external_data_bytes=0)
     assert (folder / "model_int8.onnx_data").is_file()
     assert variants.size(folder / "model_int8.onnx") > (folder / "model_int8.onnx").stat().st_size
     ours, theirs = (CachedGraph(each / "model_int8.onnx") for each in (folder, written))
@@ -241,13 +247,13 @@ def test_metadata_travels_along(exported: Any, tmp_path: Path) -> None:
     model = onnx.load(exported.folder / "onnx" / "model.onnx")
     onnx.helper.set_model_props(model, {"licence": "apache-2.0"})
     onnx.save(model, tmp_path / "model.onnx")
-    for path in variants.write(tmp_path, ["fp16", "q4", "quantized"]).values():
+    for path in variants.write(tmp_path / "model.onnx", ["fp16", "q4", "quantized"]).values():
         assert {each.key: each.value for each in onnx.load(path).metadata_props} == {"licence": "apache-2.0"}
 
 
 def judged(exported: Any, folder: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, float]]:
     copy = shutil.copytree(exported.folder / "onnx", folder / "onnx")
-    return variants.export(reference(exported), exported.tokenized, copy, ExportConfig(variant_tokens=300, **settings))
+    return variants.export(exported.model, exported.tokenized, copy, ExportConfig(variant_tokens=300, **settings))
 
 
 def test_the_facts_of_a_variant_and_the_speed_of_every_graph(exported: Any, tmp_path: Path) -> None:
@@ -287,7 +293,7 @@ def test_each_limit_is_named(worse: dict[str, float], setting: str) -> None:
 def test_calibration_needs_text(exported: Any, tmp_path: Path) -> None:
     folder = shutil.copytree(exported.folder / "onnx", tmp_path / "onnx")
     with pytest.raises(ArtifactError, match="leave calibrated out of export.variants"):
-        variants.write(folder, ["calibrated"])
+        variants.write(folder / "model.onnx", ["calibrated"])
 
 
 def test_blockwise_leaves_nothing_unread(exported: Any) -> None:

@@ -37,6 +37,8 @@ def test_an_encoder_is_trained_and_exported(copied: Yard) -> None:
     exports = {name: Path(path) for name, path in copied.summary["exports"]["base"].items()}
     assert json.loads((exports["huggingface"] / "config.json").read_text())["architectures"] == ["BertForMaskedLM"]
     assert (exports["onnx"] / "model.onnx").is_file()
+    assert (exports["onnx"] / "model_int8.onnx").is_file()
+    assert json.loads((exports["onnx"].parent / "parity.json").read_text())["variants"]["int8"]["greedy_agreement"] >= 0.9
     assert copied.summary["parity"]["base"]["max_logit_difference"] <= 1e-3
     assert "| objective | masked |" in (exports["onnx"] / "README.md").read_text()
 
@@ -68,7 +70,6 @@ def test_a_mixture_without_a_class_of_transformers_is_registered_and_scored_agai
         ("pretrain", (ENCODER, MASKED, "cluster.layout.tensor=2"), "cuts the matrices of a decoder or gpt2 only: encoder"),
         ("pretrain", ("cluster.layout.tensor=4", "cluster.workers=4"), "layout.tensor 4 does not divide model.num_kv_heads: 2"),
         ("pretrain", ("cluster.layout.shard=3",), "set cluster.workers to a multiple of 3"),
-        ("pretrain", (ENCODER, MASKED, 'export.variants=["q4"]'), "encoder is exported as it was trained, without smaller graphs; set"),
         ("pretrain", (ENCODER, MASKED, 'export.gguf=["f16"]'), "GGUF is written of decoders and GPT-2 only: encoder; leave export.gguf"),
         ("pretrain", (MOE, 'export.gguf=["f16"]'), "GGUF is written of decoders and GPT-2 only: moe; leave export.gguf empty"),
         ("pretrain", ("cluster.use_gpu=true",), "more workers than GPUs: 2 workers, 0 GPUs here; set cluster.use_gpu to false"),

@@ -9,6 +9,18 @@ import onnxruntime as ort
 
 Arrays = dict[str, np.ndarray]
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
+
+
+def graph_path(folder: Path, file: str, kind: str) -> Path:
+    """Where a variant of a graph lies, under the name by which transformers.js and optimum find it; "" is the graph itself.
+
+    Example:
+        >>> graph_path(Path("onnx"), ENCODER, "int8").as_posix(), graph_path(Path("onnx"), "model.onnx", "").as_posix()
+        ('onnx/encoder_model_int8.onnx', 'onnx/model.onnx')
+    """
+    path = folder / file
+    return path.with_stem(f"{path.stem}_{kind}") if kind else path
 
 
 class Loaded:
@@ -49,7 +61,13 @@ class CachedGraph:
         return self._graph.empty_cache(batch)
 
     def run(self, ids: np.ndarray, cache: Arrays, *, attention_mask: np.ndarray | None = None) -> tuple[np.ndarray, Arrays]:
-        """Logits [batch, sequence, vocabulary] of new tokens, and the cache that holds them too.
+        """Logits [batch, sequence, vocabulary] of new tokens, and the cache that holds them too; the rest as for `inputs`."""
+        found = self._graph(self.inputs(ids, cache, attention_mask=attention_mask))
+        return found["logits"], as_past(found)
+
+    @staticmethod
+    def inputs(ids: np.ndarray, cache: Arrays, *, attention_mask: np.ndarray | None = None) -> Arrays:
+        """What the graph takes.
 
         `attention_mask` [batch, past + sequence] is 0 on left padding; positions count from the first real token.
         """
@@ -58,16 +76,14 @@ class CachedGraph:
         if attention_mask is None:
             attention_mask = np.ones((batch, past + sequence), np.int64)
         positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)[:, -sequence:]
-        arrays = {"input_ids": ids.astype(np.int64), "attention_mask": attention_mask, "position_ids": positions}
-        found = self._graph(arrays | cache)
-        return found["logits"], as_past(found)
+        return {"input_ids": ids.astype(np.int64), "attention_mask": attention_mask, "position_ids": positions} | cache
 
 
 class Seq2SeqGraphs:
-    """The two graphs of an encoder–decoder."""
+    """The two graphs of an encoder–decoder; of a variant, both are of its kind."""
 
-    def __init__(self, folder: Path) -> None:
-        self._encoder, self._decoder = Loaded(folder / "encoder_model.onnx"), Loaded(folder / "decoder_model_merged.onnx")
+    def __init__(self, folder: Path, kind: str = "") -> None:
+        self._encoder, self._decoder = (Loaded(graph_path(folder, file, kind)) for file in (ENCODER, DECODER))
 
     def empty_cache(self, batch: int = 1) -> Arrays:
         """The cache before the first token."""
@@ -75,10 +91,19 @@ class Seq2SeqGraphs:
 
     def encode(self, ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """What the encoder makes of its text: [batch, sequence, width]."""
-        return self._encoder({"input_ids": ids, "attention_mask": attention_mask})["last_hidden_state"]
+        return self._encoder(self.encoder_inputs(ids, attention_mask))["last_hidden_state"]
 
     def decode(self, ids: np.ndarray, memory: np.ndarray, attention_mask: np.ndarray, cache: Arrays) -> tuple[np.ndarray, Arrays]:
         """Logits [batch, sequence, vocabulary] of new tokens, and the cache that holds them too."""
-        arrays = {"input_ids": ids, "encoder_hidden_states": memory, "encoder_attention_mask": attention_mask}
-        found = self._decoder(arrays | cache)
+        found = self._decoder(self.decoder_inputs(ids, memory, attention_mask, cache))
         return found["logits"], as_past(found)
+
+    @staticmethod
+    def encoder_inputs(ids: np.ndarray, attention_mask: np.ndarray) -> Arrays:
+        """What the encoder takes."""
+        return {"input_ids": ids, "attention_mask": attention_mask}
+
+    @staticmethod
+    def decoder_inputs(ids: np.ndarray, memory: np.ndarray, attention_mask: np.ndarray, cache: Arrays) -> Arrays:
+        """What the decoder takes."""
+        return {"input_ids": ids, "encoder_hidden_states": memory, "encoder_attention_mask": attention_mask} | cache
