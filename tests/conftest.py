@@ -84,6 +84,11 @@ class ByFile(LoadScopeScheduling):
         return "finished" if file.startswith(("tests/flows/", "tests/test_trace.py")) else file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that the processes end together."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/flows/"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
