@@ -54,7 +54,7 @@ class CrawlSource(Section):
     failures_per_host: int = Field(default=20, ge=1, description="tries in a row after which a host is left alone")
 
     max_unreachable_share: float = Field(
-        default=0.1,
+        default=0.05,
         ge=0,
         le=1,
         description="of URLs, and of seeds and sitemaps, that fail for a while; above it the crawl is to be repeated",
