@@ -30,9 +30,9 @@ from llm.export.blockwise import blockwise
 from llm.export.config import ExportConfig, Gate, Kind
 from llm.export.exams import causal, encoder, seq2seq
 from llm.export.exams.exam import Exam
-from llm.export.parity.loaded import graph_path
 from llm.export.quality import Quality, measure
 from llm.export.quantize import Inputs, calibrated, dynamic, fp16
+from llm.serve.engine.session import graph_file
 from llm.serve.models.graph import check_graph
 
 MAKERS: Mapping[Kind, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
@@ -69,7 +69,7 @@ def export(model: Any, tokenized: Path, folder: Path, config: ExportConfig) -> t
     for file, inputs in samples.items():
         write(folder / file, config.variants, samples=inputs, external_data_bytes=config.external_data_bytes)
     graphs: dict[str, Any] = {kind: exam.opened(folder, kind) for kind in config.variants}
-    facts: dict[str, Any] = {kind: _files([graph_path(folder, file, kind) for file in samples]) for kind in config.variants}
+    facts: dict[str, Any] = {kind: _files([folder / graph_file(kind, file) for file in samples]) for kind in config.variants}
     for head, found in judged(exam, graphs, rows_NT).items():
         for kind, quality in found.items():
             check(kind, quality, getattr(config.gates, kind), head=head)
@@ -91,7 +91,7 @@ def write(
         graph = MAKERS[kind](model) if kind in MAKERS else _calibrated(model, samples)
         del graph.metadata_props[:]
         graph.metadata_props.extend(model.metadata_props)
-        paths[kind] = graph_path(path.parent, path.name, kind)
+        paths[kind] = path.with_name(graph_file(kind, path.name))
         _save(graph, paths[kind], external_data_bytes)
     return paths
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from llm.export.parity import causal, seq2seq
-from llm.export.parity.loaded import DECODER, ENCODER, CachedGraph, Loaded, Seq2SeqGraphs, graph_path
+from llm.export.parity.loaded import DECODER, ENCODER, CachedGraph, Loaded, Seq2SeqGraphs
 from llm.export.quality import loss
 from llm.serve.engine.session import graph_file
 from tests.benchmarks.measured import HOME, TORCH, environment
@@ -94,7 +94,7 @@ def encoded(folder: Path, kind: str) -> np.ndarray:
     """The logits of an encoder's graph."""
     ids = np.array([PROMPT])
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return Loaded(graph_path(folder, "model.onnx", kind))(inputs)["logits"][0]
+    return Loaded(folder / graph_file(kind))(inputs)["logits"][0]
 
 
 @pytest.mark.parametrize("variant", ["fp16", "int8", "q4", "quantized"])
@@ -109,7 +109,7 @@ def test_optimum_opens_both_graphs_of_a_variant(readers: dict[str, Any], variant
         "print(model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None)[0, 1:].tolist())"
     )
     folder = readers["encoder_decoder"].folder / "onnx"
-    names = [graph_path(folder, file, variant).name for file in (ENCODER, DECODER)]
+    names = [graph_file(variant, file) for file in (ENCODER, DECODER)]
     answer = subprocess.run([python, "-c", code, folder, *names, json.dumps(PROMPT)], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout.splitlines()[-1]) == seq2seq.greedy(Seq2SeqGraphs(folder, variant), PROMPT, 24)

@@ -52,7 +52,7 @@ def test_gpt2_becomes_a_chat_model(copied: Yard) -> None:
 
 
 def test_a_mixture_without_a_class_of_transformers_is_registered_and_scored_again(copied: Yard) -> None:
-    settings = (MOE, "name=mixture", "train.steps=10", "export.variants=[]", "cluster.workers=1", "cluster.in_process=true")
+    settings = (MOE, "name=mixture", "train.steps=10", "cluster.workers=1", "cluster.in_process=true")
     copied.run("pretrain", *settings)
     assert set(copied.summary["exports"]["base"]) == {"onnx"}
     first = copied.summary["registry"]["base"]

@@ -130,8 +130,13 @@ def run_drill(finished: Any, folder: Path, kills: list[Kill], seed: int) -> Dril
 
 
 def test_a_killed_run_continues_and_ends_in_the_same_bits(finished: Any, tmp_path: Path) -> None:
-    drill = run_drill(finished, tmp_path, [Kill("base.pretrain", after_checkpoint=True)], seed=1)
-    assert [landing.checkpoints > 0 for landing in drill.landed] == [True]
+    kills = [
+        Kill("data.dedup"),
+        Kill("base.pretrain", after_checkpoint=True),
+        Kill("tuned.finetune", after_checkpoint=True, whole_tree=True),
+    ]
+    drill = run_drill(finished, tmp_path, kills, seed=1)
+    assert [landing.checkpoints > 0 for landing in drill.landed] == [False, True, True]
 
 
 LONG = [

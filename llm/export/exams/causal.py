@@ -11,8 +11,9 @@ import numpy as np
 
 from llm.export.exams.exam import Exam, Head
 from llm.export.parity import causal
-from llm.export.parity.loaded import Arrays, CachedGraph, graph_path
+from llm.export.parity.loaded import Arrays, CachedGraph
 from llm.export.quality import Logits, next_tokens
+from llm.serve.engine.session import graph_file
 
 PROMPT_TOKENS, WRITTEN_TOKENS = 16, 32  # when speed is measured
 
@@ -24,7 +25,7 @@ def exam(model: Any) -> Exam:
 
 def opened(folder: Path, kind: str) -> CachedGraph:
     """The graph of this kind."""
-    return CachedGraph(graph_path(folder, "model.onnx", kind))
+    return CachedGraph(folder / graph_file(kind))
 
 
 def samples(graph: CachedGraph, rows_NT: np.ndarray) -> dict[str, list[Arrays]]:

@@ -20,10 +20,11 @@ import numpy as np
 
 from llm.export.exams.exam import Exam, Head
 from llm.export.parity import encoder
-from llm.export.parity.loaded import Arrays, Loaded, graph_path
+from llm.export.parity.loaded import Arrays, Loaded
 from llm.export.quality import Logits, Question
 from llm.model.electra import Electra
 from llm.model.encoder import Encoder
+from llm.serve.engine.session import graph_file
 from llm.train.objective.draws import integers, uniform
 from llm.train.objective.masked import PICK, REPLACEMENT, SPECIAL_IDS
 
@@ -45,7 +46,7 @@ def exam(model: Encoder | Electra) -> Exam:
 
 def opened(folder: Path, kind: str) -> Loaded:
     """The graph of this kind."""
-    return Loaded(graph_path(folder, "model.onnx", kind))
+    return Loaded(folder / graph_file(kind))
 
 
 def samples(_: Loaded, rows_NT: np.ndarray) -> dict[str, list[Arrays]]:

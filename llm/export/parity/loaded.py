@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from llm.serve.engine.session import graph_file
+
 Arrays = dict[str, np.ndarray]
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 ENCODER, DECODER = "encoder_model.onnx", "decoder_model_merged.onnx"
-
-
-def graph_path(folder: Path, file: str, kind: str) -> Path:
-    """Where a variant of a graph lies, under the name by which transformers.js and optimum find it; "" is the graph itself.
-
-    Example:
-        >>> graph_path(Path("onnx"), ENCODER, "int8").as_posix(), graph_path(Path("onnx"), "model.onnx", "").as_posix()
-        ('onnx/encoder_model_int8.onnx', 'onnx/model.onnx')
-    """
-    path = folder / file
-    return path.with_stem(f"{path.stem}_{kind}") if kind else path
 
 
 class Loaded:
@@ -83,7 +74,7 @@ class Seq2SeqGraphs:
     """The two graphs of an encoder–decoder; of a variant, both are of its kind."""
 
     def __init__(self, folder: Path, kind: str = "") -> None:
-        self._encoder, self._decoder = (Loaded(graph_path(folder, file, kind)) for file in (ENCODER, DECODER))
+        self._encoder, self._decoder = (Loaded(folder / graph_file(kind, file)) for file in (ENCODER, DECODER))
 
     def empty_cache(self, batch: int = 1) -> Arrays:
         """The cache before the first token."""

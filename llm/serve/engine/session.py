@@ -25,9 +25,14 @@ BAD_GRAPH = (
 )
 
 
-def graph_file(variant: str) -> str:
-    """The graph's file: model.onnx, or model_<variant>.onnx, as transformers.js names it."""
-    return f"model_{variant}.onnx" if variant else "model.onnx"
+def graph_file(variant: str, file: str = "model.onnx") -> str:
+    """The file of a variant of this graph, as transformers.js and optimum name it; "" is the graph itself.
+
+    Example:
+        >>> graph_file("int8"), graph_file("int8", "encoder_model.onnx"), graph_file("")
+        ('model_int8.onnx', 'encoder_model_int8.onnx', 'model.onnx')
+    """
+    return f"{file.removesuffix('.onnx')}_{variant}.onnx" if variant else file
 
 
 def open_session(folder: ModelFolder, file: str = "model.onnx", *, threads: int = 0) -> ort.InferenceSession:

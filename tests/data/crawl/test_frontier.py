@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import statistics
 import threading
 import time
 from pathlib import Path
@@ -174,11 +173,10 @@ def test_pages_in_flight_stay_within_the_limit_of_a_host(site: Site, tmp_path: P
 
 def test_requests_to_a_host_keep_their_distance(site: Site, tmp_path: Path) -> None:
     site.replies |= web_of(8, seed=3)
-    crawled(source_of(site, delay_seconds=0.1, connections_per_host=4), tmp_path)
+    crawled(source_of(site, delay_seconds=0.5, connections_per_host=4), tmp_path)
     starts = sorted(request.began for request in site.log)
-    gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
-    assert len(gaps) > 5
-    assert statistics.median(gaps) > 0.08, "a request that the site's machine saw late is nearer to the next"
+    assert len(starts) > 5
+    assert min(later - earlier for earlier, later in itertools.pairwise(starts)) > 0.4
 
 
 def test_a_slow_host_does_not_hold_up_another(site: Site, tmp_path: Path) -> None:
