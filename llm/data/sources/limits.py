@@ -92,15 +92,6 @@ def lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
         if len(line) <= max_bytes:
             yield line
             continue
-        if not line.endswith(b"\n"):
-            _skip_line(stream)
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(CHUNK_BYTES)
         yield None
-
-
-def _skip_line(stream: BinaryIO) -> None:
-    """Go behind the next end of a line: by what is buffered, which readline would copy several times."""
-    while buffered := stream.peek():  # type: ignore[attr-defined]
-        end = buffered.find(b"\n") + 1
-        stream.read(end or len(buffered))
-        if end:
-            return
