@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm.metrics import append
 from llm.stages import Job
+from llm.train.remarks import remarks
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def _follow(job: Job, path: Path, steps: int, stop: threading.Event) -> None:
             for record in records:
                 append(Path(job.run) / "metrics.jsonl", {"node": job.node, **record})
                 last = record
+                for remark in remarks(record):
+                    display.tell(remark)
             if last and (records or ended):
                 display.show(last)
                 _show(artifact, last, last=ended)
@@ -112,6 +115,8 @@ class Display(Protocol):
 
     def show(self, record: dict[str, Any]) -> None: ...
 
+    def tell(self, remark: str) -> None: ...
+
 
 @contextlib.contextmanager
 def _display(name: str, steps: int) -> Iterator[Display]:
@@ -136,6 +141,9 @@ class _Bar:
     def show(self, record: dict[str, Any]) -> None:
         self.progress.update(self.bar, completed=record["step"], facts=_facts(record))
 
+    def tell(self, remark: str) -> None:
+        self.progress.console.print(f"{self.progress.tasks[self.bar].description}  {remark}", markup=False)
+
 
 class _Lines:
     def __init__(self, name: str) -> None:
@@ -145,6 +153,9 @@ class _Lines:
         if record["step"] != self.shown and (record["seconds"] >= self.due or record["step"] == record["steps"]):
             self.due, self.shown = record["seconds"] + LINE_EVERY_SECONDS, record["step"]
             print(f"{self.name}  step {record['step']}/{record['steps']}  {_facts(record)}", flush=True)
+
+    def tell(self, remark: str) -> None:
+        print(f"{self.name}  {remark}", flush=True)
 
 
 def _facts(record: dict[str, Any]) -> str:

@@ -236,6 +236,21 @@ def test_a_run_that_did_less_shows_less(tmp_path: Path, nodes: list[str], expect
     assert headings(rendered(example(tmp_path, nodes), tmp_path)) == expected
 
 
+def test_remarkable_steps_are_listed(tmp_path: Path) -> None:
+    run = example(tmp_path, list(GRAPH))
+    trained = Path(run["stages"]["base"]["pretrain"]["path"])
+    rows: list[dict[str, Any]] = history(30, 8.0, 3.5, 0.02)
+    rows[3]["alerts"] = ["loss rises"]
+    rows[9:] = [{"step": row["step"], "action": "skip", "reason": "loss nan, gradient norm nan", "rows": [4]} for row in rows[9:]]
+    (trained / "history.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (trained / "log").mkdir()
+    (trained / "log" / "cost.json").write_text(json.dumps({"rollbacks": 2}))
+    page = rendered(run, tmp_path)
+    assert "<li>step 4: loss rises</li><li>step 10 was not applied: loss nan, gradient norm nan</li>" in page
+    assert "<li>and 2 more in history.jsonl</li>" in page
+    assert "went back to a checkpoint: 2 ×" in page
+
+
 def test_a_failed_run_says_why(tmp_path: Path) -> None:
     run = example(tmp_path, ["data.collect"]) | {"state": "failed", "error": "DataError: corpus is empty: <0> documents"}
     page = rendered(run, tmp_path)

@@ -37,6 +37,7 @@ from llm.train.config import ClusterConfig
 from llm.train.job import TrainJob
 from llm.train.loop import train
 from llm.train.stop import STOP, on_sigterm, request
+from llm.train.watchdog import last_hang
 
 MARK = ".driver"
 NODES = ".nodes"
@@ -84,7 +85,7 @@ def run(job: TrainJob, cluster: ClusterConfig, storage: Path, name: str) -> None
         with own_signal_handlers(), on_sigterm(lambda: request(job.work, "SIGTERM")), watched(job.work, cluster):
             trainer.fit()
     except TrainingFailedError as error:
-        raise translate(error, cluster) from error
+        raise translate(error, cluster, job.work) from error
     except SystemExit as exit:  # Ray's answer to Ctrl-C: it stops the workers, then would end this process as if all were well
         raise KeyboardInterrupt from exit
 
@@ -208,8 +209,8 @@ class OurErrorsAreFinal(UserCallback):
                 raise error
 
 
-def translate(error: TrainingFailedError, cluster: ClusterConfig) -> TrainyardError:
-    """The error of ours inside Ray's, or what Ray's means for the recipe."""
+def translate(error: TrainingFailedError, cluster: ClusterConfig, work: Path) -> TrainyardError:
+    """The error of ours inside Ray's, or what Ray's means for the recipe, with the hang that a watchdog ended last."""
     cause: Exception = error
     while isinstance(cause, ControllerError):
         cause = cause.controller_failure
@@ -217,12 +218,11 @@ def translate(error: TrainingFailedError, cluster: ClusterConfig) -> TrainyardEr
         return cause
     if isinstance(cause, WorkerGroupError):
         last = str(next(iter(cause.worker_failures.values()), cause)).strip().splitlines()[-1]
-        return CapacityError(
-            "training lost its workers too often",
-            value=last,
-            remedy="set cluster.max_recoveries higher, or train.micro_batch_size lower",
-            transient=True,
-        )
+        remedy = "set cluster.max_recoveries higher, or train.micro_batch_size lower"
+        if hang := last_hang(work):
+            last = f"{hang.said}; {last}"
+            remedy = f"read the stacks in {hang.path}; if nothing stood still there, set cluster.step_timeout_seconds higher"
+        return CapacityError("training lost its workers too often", value=last, remedy=remedy, transient=True)
     wanted = f"{cluster.workers} workers of {cluster.cpus_per_worker} CPUs; {cause}"
     return CapacityError("the cluster can't place the workers", value=wanted, remedy="set cluster.workers or cluster.cpus_per_worker lower")
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from llm.report.charts import Line, line_chart
 from llm.report.lineage import Node
+from llm.train.remarks import remarks
 
 NAMES = {"base": "Base model", "tuned": "Tuned model"}
 TRAININGS = {"base": "pretrain", "tuned": "finetune"}
+REMARKS = 20  # of a training that the page has room for
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,22 @@ def curves(stages: Mapping[str, Stage]) -> list[dict[str, Any]]:
     for group, name in TRAININGS.items():
         stage = stages.get(f"{group}.{name}")
         if stage and (history := stage.read_lines("history.jsonl")):
-            found.append({"group": group, "name": name, **_figures(name, history)})
+            rollbacks = stage.read("log/cost.json", {}).get("rollbacks", 0)
+            found.append({"group": group, "name": name, "rollbacks": rollbacks, **_figures(name, history)})
     return found
 
 
 def _figures(name: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The two charts of one training, and its last values; steps that were not applied are left out."""
+    """The two charts of one training, its last values, and what was remarkable; charts leave out steps that were not applied."""
+    remarkable = [remark for row in history for remark in remarks(row)]
     history = [row for row in history if "reason" not in row]
     points = {key: [(row["step"], row[key]) for row in history if key in row] for key in ("loss", "validation_loss", "learning_rate")}
     lines = [Line(points["loss"], "raw"), Line(points["validation_loss"], "main")]
     rate = [Line(points["learning_rate"], "main")]
     return {
         "steps": history[-1]["step"],
+        "remarks": remarkable[:REMARKS],
+        "more_remarks": len(remarkable[REMARKS:]),
         "training": points["loss"][-1][1],
         "validation": points["validation_loss"][-1][1] if points["validation_loss"] else None,
         "loss": line_chart([line for line in lines if line.points], title=f"Loss of {name} by step"),

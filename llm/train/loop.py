@@ -26,6 +26,7 @@ from llm.train.agreement import check_agreement
 from llm.train.checkpoint import sole_writer
 from llm.train.guard import Action, Verdict, skip_record
 from llm.train.job import TrainJob, check_sizes
+from llm.train.kernel_kills import heeded
 from llm.train.micro_batch import fitting_size, within_memory
 from llm.train.parallel.gradient import clip_norm
 from llm.train.parallel.layout import Layout
@@ -47,7 +48,7 @@ def train(job: TrainJob) -> None:
     world = World.current(job.device)
     with artifact.named_errors(job.work):
         job.work.mkdir(parents=True, exist_ok=True)
-        with sole_writer(job.work, world), watch(job, world) as dog:
+        with sole_writer(job.work, world), watch(job, world) as dog, heeded(job, world):
             attempt = Attempt(job, world, dog)
             with contextlib.closing(attempt), attempt.stops.listening():
                 attempt.run()
@@ -94,8 +95,7 @@ class Attempt:
                 self.go_back(step)
                 continue
             if step % config.validate_every_steps == 0 or step == config.steps:
-                self.dog.begin("validation", step)
-                record |= self.validate()
+                record |= self.validate(step)
             self.state.history.append(record)
             self.log.end(record, self.state, self.stops)
             self.keep(step)
@@ -103,7 +103,7 @@ class Attempt:
         self.dog.begin("result", config.steps)
         self.log.flush()
         place = schedule.first_place(config, len(self.state.history) + 1) + self.state.guard.skipped_rows
-        read = {"rows_read": place} | self.stream.realised(place)
+        read = {"rows_read": place, "rollbacks": self.state.guard.state["rollbacks"]} | self.stream.realised(place)
         result.write(self.state, self.layout, self.job.work, self.log.cost(self.state) | read)
 
     def update(self, step: int) -> tuple[dict[str, Any], Action]:
@@ -175,12 +175,13 @@ class Attempt:
             state.average.update(first=not any("learning_rate" in record for record in state.history))
         return share * optimizer.peak_learning_rate(config.optimizer)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
+        self.dog.begin("validation", step)
         batches = self.stream.validation(self.job.train.validation_rows, self.micro_batch_size)
         counts = self.totals([self.state.learner.counts(batch) for batch in batches])
         with self.meter.phase("validation"), self.state.averaged():
-            sums = self.totals(self.state.replica.evaluate(batches))
+            sums = self.totals(self.state.replica.evaluate(batches, lambda: self.dog.begin("validation", step)))
         scored = {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
         return scored | self.state.learner.statistics()
 

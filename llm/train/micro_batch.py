@@ -4,7 +4,7 @@ The rows of a step, their order and the mean over them stay the same; only the a
 that runs out of memory alone would leave the others in a collective, so a group starts again from its checkpoint: the
 smaller size lies in the work folder, where every worker of the next attempt finds it.
 
-What the kernel's own killer ends leaves no error: it looks like any other lost worker, and changes no size.
+What the kernel's own killer ends leaves no error; llm/train/kernel_kills.py finds it.
 """
 
 from __future__ import annotations

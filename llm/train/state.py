@@ -33,7 +33,7 @@ class State:
         rows = Rows.open(job.rows, "train")
         self.objective = kinds.build(config, job.model.architecture, rows.vocab_size, rows.row_tokens)
         self.dtype = precision.resolve(config.precision, world.device)
-        self.model = prepared(initial_model(job, rows.vocab_size + self.objective.extra_ids), config, self.dtype).to(world.device).train()
+        self.model = prepared(initial_model(job, rows.vocab_size + self.objective.extra_ids), config, self.dtype).train()
         self.learner = Learner(self.model, self.objective, self.dtype, config.z_loss_weight)
         self.replica = Replica(self.learner, layout)
         self.optimizers = optimizer.build(self.model, config.optimizer)

@@ -10,17 +10,20 @@ from __future__ import annotations
 import faulthandler
 import math
 import os
+import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType, TracebackType
+from typing import NamedTuple
 
 USUAL_FACTOR = 10  # how many usual durations of an activity are too long
 FIRST_SECONDS = 300.0  # for the first of an activity: compilation, first reads, first connections
 REMEMBERED = 64  # durations of an activity that say what is usual
 WIND_SECONDS = 1.0  # winding costs a thread, so short activities share one
+HUNG = re.compile(r"^worker (\d+), process +\d+, step +(\d+), (\w+) *\nTimeout ", re.MULTILINE)  # `_line`, and what faulthandler adds
 
 
 class Watchdog:
@@ -85,3 +88,19 @@ class Watchdog:
 
     def _line(self, activity: str, step: int) -> bytes:
         return f"worker {self.rank}, process {os.getpid():8}, step {step:9}, {activity[:16]:16}\n".encode()
+
+
+class Hang(NamedTuple):
+    """What a watchdog has ended."""
+
+    said: str  # worker, step and activity
+    path: Path  # the file with the stacks
+
+
+def last_hang(folder: Path) -> Hang | None:
+    """The newest hang of which a stack stands in this work folder."""
+    for path in sorted(folder.glob("watchdog-*.log"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        if found := HUNG.findall(path.read_text(errors="replace")):
+            worker, step, activity = found[-1]
+            return Hang(f"worker {worker} hung in {activity} at step {step}", path)
+    return None

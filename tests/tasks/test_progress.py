@@ -1,4 +1,4 @@
-"""What a person sees of data work while it is done."""
+"""What a person sees of work while it is done."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from tasks.progress import counted
 from tests.tasks.counting import JOB
 
 
-def test_pieces_are_counted_in_prefect_and_handed_on(tmp_path: Path) -> None:
+def test_pieces_and_steps_are_told_to_prefect_and_to_people(tmp_path: Path) -> None:
     program = Path(__file__).parent / "counting.py"
     done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "4 of 4 pieces" in done.stdout
+    assert "base.pretrain  step 2: loss rises\n" in done.stdout
     with sqlite3.connect(next(tmp_path.rglob("*.db"))) as connection:
         told = connection.execute("select data, description from artifact where key = 'progress-clean'").fetchall()
     assert [(float(data), description) for data, description in told] == [(100.0, "4 of 4 pieces of data.clean")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 from llm.errors import CapacityError
+from llm.train import kernel_kills
 from llm.train.micro_batch import fitting_size, is_out_of_memory, remember, within_memory
 from llm.train.parallel.world import World
+from tests.train.conftest import JobMaker
 
 STARVED = Path(__file__).parent / "starved.py"
 ALL_ROWS, RESTART, PLENTY = 32, 75, 0
@@ -74,6 +77,30 @@ def test_one_row_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
         within_memory(compute, 8, tmp_path, ALONE)
     assert not caught.value.transient
     assert fitting_size(tmp_path, 8) == 1
+
+
+def test_what_the_kernel_ends_for_lack_of_memory_goes_on_with_half_the_rows(
+    tmp_path: Path, make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = tmp_path / "memory.events"
+    monkeypatch.setattr(kernel_kills, "COUNTERS", (tmp_path / "not there", counter))
+    job = make_job(micro_batch_size=4)
+    job.work.mkdir()
+
+    def attempt(kills: int, *, through: bool) -> int:
+        counter.write_text(f"oom 9\noom_kill {kills}\noom_group_kill 9\n")
+        with contextlib.suppress(ConnectionError), kernel_kills.heeded(job, ALONE):
+            if not through:
+                raise ConnectionError("another worker is gone")
+        return fitting_size(job.work, job.train.micro_batch_size)
+
+    assert attempt(3, through=False) == 4  # the first attempt
+    assert attempt(3, through=False) == 4  # lost, but not to the kernel
+    assert attempt(4, through=False) == 2
+    assert attempt(6, through=False) == 1
+    assert attempt(7, through=True) == 1  # there is nothing to halve
+    (job.work / "micro_batch_size").unlink()
+    assert attempt(9, through=True) == 4  # the attempt before ended well
 
 
 def test_other_errors_pass_through(tmp_path: Path) -> None:

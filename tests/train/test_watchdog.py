@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.train.watchdog import Watchdog
+from llm.train.watchdog import Watchdog, last_hang
 
 HANGING = Path(__file__).parent / "hanging.py"
 
@@ -47,6 +47,7 @@ def test_a_stopped_worker_ends_the_other_and_the_group_goes_on(tmp_path: Path, g
     assert "step         5" in report.splitlines()[0]
     assert "Timeout" in report
     assert "all_reduce" in report
+    assert last_hang(tmp_path) == ("worker 0 hung in step at step 5", tmp_path / "watchdog-0.log")
     stopped.kill()
     first = int((tmp_path / "done-0").read_text()) + 1
     assert first == 5
@@ -65,6 +66,7 @@ def test_a_clean_end_leaves_no_file(tmp_path: Path) -> None:
     with Watchdog(tmp_path, rank=3, limit_seconds=45) as dog:
         dog.begin("step", 1)
         assert "worker 3" in stacks(tmp_path, 3)
+        assert last_hang(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 

@@ -90,12 +90,14 @@ class Replica:
         return torch.stack([scales[term] * factor * value for term, value in sums.items() if scales[term]]).sum()
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> list[dict[str, float]]:
-        """The sums of each batch, by term, without dropout."""
+    def evaluate(self, batches: Sequence[Batch], mark: Callable[[], None] = lambda: None) -> list[dict[str, float]]:
+        """The sums of each batch, by term, without dropout; `mark` is called before each."""
         self.learner.eval()
-        shares = self.level(batches)
+        shares, sums = self.level(batches), list[Sums]()
         with self.attention():
-            sums = [self.module.evaluate(batch) if isinstance(self.module, Stage) else self.learner(batch) for batch, _ in shares]
+            for batch, _ in shares:
+                mark()
+                sums.append(self.module.evaluate(batch) if isinstance(self.module, Stage) else self.learner(batch))
         let_go(self.module)
         self.learner.train()
         return [self.totals([each], [share]) for each, share in zip(sums, shares, strict=True)]

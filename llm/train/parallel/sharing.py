@@ -22,7 +22,13 @@ from llm.train.parallel.tensor import cut_matrices
 
 
 def share_out(learner: Learner, layout: Layout) -> nn.Module:
-    """The module to call instead of the learner: its layers, sequence, matrices, experts and parameters cut as the layout says."""
+    """The module to call instead of the learner, on this worker's device: layers, sequence, matrices, experts and parameters cut as the
+    layout says.
+
+    A model that no worker holds whole comes to the device piece by piece, since the whole need not fit there.
+    """
+    if not layout.shares_parameters:
+        learner.to(layout.world.device)
     if layout.world.size == 1:
         return learner
     module: nn.Module = Stage(learner, layout) if layout.sizes["pp"] > 1 else learner
@@ -36,6 +42,9 @@ def share_out(learner: Learner, layout: Layout) -> nn.Module:
     spread = spread_experts(learner.model, layout) if layout.degrees.expert > 1 else set()
     if layout.world.size > layout.sizes["pp"]:
         share_parameters(module, learner, layout, spread)
+    for tensor in (*learner.parameters(), *learner.buffers()):
+        if not isinstance(tensor, DTensor):  # which is where its mesh is
+            tensor.data = tensor.detach().to(layout.world.device)
     return module
 
 
