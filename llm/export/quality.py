@@ -38,25 +38,25 @@ def next_tokens(rows_NT: np.ndarray) -> list[Question]:
 
 def measure(reference: Logits, candidates: Mapping[str, Logits], questions: Iterable[Question]) -> dict[str, Quality]:
     """The quality of each candidate."""
-    expected_losses: list[float] = []
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in candidates}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in candidates}
     for given, answers_P in questions:
         expected_PV = reference(*given)
-        expected_losses.append(loss(expected_PV, answers_P))
+        expected_loss = loss(expected_PV, answers_P)
         for name, candidate in candidates.items():
             logits_PV = candidate(*given)
             agreement = float((logits_PV.argmax(-1) == expected_PV.argmax(-1)).mean())
-            found[name].append((loss(logits_PV, answers_P), agreement, float(np.abs(logits_PV - expected_PV).max())))
-    return {name: _quality(float(np.mean(expected_losses)), np.array(values)) for name, values in found.items()}
+            found[name].append((loss(logits_PV, answers_P), expected_loss, agreement, float(np.abs(logits_PV - expected_PV).max())))
+    return {name: _quality(np.array(values)) for name, values in found.items()}
 
 
-def _quality(expected_loss: float, values_N3: np.ndarray) -> Quality:
-    found_loss, agreement, _ = values_N3.mean(axis=0)
+def _quality(values_N4: np.ndarray) -> Quality:
+    """From both losses, the agreement and the largest difference of each question; both losses are added up in one order."""
+    found_loss, expected_loss, agreement, _ = values_N4.mean(axis=0)
     return Quality(
         perplexity=float(np.exp(found_loss)),
         perplexity_increase=float(np.expm1(found_loss - expected_loss)),
         greedy_agreement=float(agreement),
-        max_logit_difference=float(values_N3[:, 2].max()),
+        max_logit_difference=float(values_N4[:, 3].max()),
     )
 
 
