@@ -205,8 +205,8 @@ class Attempt:
         config, stop = self.job.train, self.stops.agreed()
         due = step % config.checkpoint_every_steps == 0 or step == config.steps
         saving = (due and self.state.guard.healthy) or stop
-        if self.layout.sizes["dp_replicate"] > 1 and (saving or step % config.guard.hash_every_steps == 0):
-            check_agreement(step, self.state.model, self.layout.group("dp_replicate"))
+        if self.layout.copies and (saving or step % config.guard.hash_every_steps == 0):
+            check_agreement(step, self.state.model, self.layout.copies)
         if saving:
             with self.meter.phase("checkpoint"):
                 self.wait(step)
