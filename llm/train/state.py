@@ -38,7 +38,7 @@ class State:
         self.replica = Replica(self.learner, layout)
         self.optimizers = optimizer.build(self.model, config.optimizer)
         self.average = Average(self.model, config.average_decay) if config.average_decay else None
-        fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
+        fingerprint = world.first(lambda: job.fingerprint)  # may read every training row, so once for all workers
         self.checkpoints = Checkpoints(
             job.work / "checkpoints",
             fingerprint,
