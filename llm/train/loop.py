@@ -55,7 +55,7 @@ def train(job: TrainJob) -> None:
 
 def watch(job: TrainJob, world: World) -> Watchdog:
     """The watch over this worker; none over one without a process group, which may be a flow's or a notebook's own process."""
-    slow = dict.fromkeys(("write", "result"), job.cluster.write_timeout_seconds)
+    slow = dict.fromkeys(("start", "write", "result"), job.cluster.write_timeout_seconds)
     return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf, limits=slow)
 
 
