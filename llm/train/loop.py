@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class Attempt:
     """One attempt at a job: from its newest checkpoint to its end."""
 
     def __init__(self, job: TrainJob, world: World, dog: Watchdog) -> None:
-        self.job, self.world, self.dog = job, world, dog
+        self.job, self.world, self.dog, began = job, world, dog, time.monotonic()
         self.dog.begin("start", 0)
         check_sizes(job, world)
         self.layout = Layout.over(world, job.cluster.layout)
@@ -72,7 +73,7 @@ class Attempt:
         self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size, rows)
         self.beside = contextlib.ExitStack()  # ends what runs beside the steps
         self.resume()
-        self.log = StepLog(job, self.stream.rows, self.layout)
+        self.log = StepLog(job, self.stream.rows, self.layout, began)
         self.meter = self.log.meter
 
     def resume(self) -> None:
@@ -90,14 +91,14 @@ class Attempt:
             self.dog.begin("step", step)
             record, action = self.update(step)
             if action is Action.ROLL_BACK:
-                self.log.end(record, self.state, self.stops)
+                self.log.end(record, self.stops)
                 self.go_back(step)
                 continue
             if step % config.validate_every_steps == 0 or step == config.steps:
                 self.dog.begin("validation", step)
                 record |= self.validate()
             self.state.history.append(record)
-            self.log.end(record, self.state, self.stops)
+            self.log.end(record, self.stops)
             self.keep(step)
         self.wait(config.steps)
         self.dog.begin("result", config.steps)
@@ -187,13 +188,12 @@ class Attempt:
     def go_back(self, step: int) -> None:
         """Continue from the newest checkpoint, and read on behind the rows of `step`, which the guard refused."""
         self.dog.begin("start", step)
-        guard, spent = self.state.guard, self.state.spent
+        guard = self.state.guard
         self.wait(step)
         self.state.checkpoints.discard(guard.state["unhealthy_since"])  # a stop may have made one that the guard distrusts
         self.close()
         del self.state  # makes room for the next one
         self.resume()
-        self.state.spent = spent
         place = schedule.first_place(self.job.train, len(self.state.history) + 1)
         self.state.guard = guard.rolled_back(self.state.guard.state, schedule.first_place(self.job.train, step + 1) - place)
 

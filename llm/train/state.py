@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from llm.data.rows import Rows
 from llm.train import float8, optimizer, precision
 from llm.train.average import Average
-from llm.train.budget import Spent
 from llm.train.checkpoint import Checkpoints, Retention
 from llm.train.config import TrainConfig
 from llm.train.guard import Guard
@@ -52,11 +51,10 @@ class State:
         self.history: list[dict[str, Any]] = progress.get("history", [])
         self.guard = Guard(config.guard, progress.get("guard"))
         self.loss_scale = LossScale(**progress["loss_scale"]) if "loss_scale" in progress else first_scale(self.dtype)
-        self.spent = Spent(**progress.get("spent", {}))
 
     def save(self, step: int) -> None:
         """Begin a checkpoint of the state after `step`."""
-        progress = {"history": self.history, "guard": self.guard.state, "loss_scale": asdict(self.loss_scale), "spent": asdict(self.spent)}
+        progress = {"history": self.history, "guard": self.guard.state, "loss_scale": asdict(self.loss_scale)}
         self.checkpoints.save(step, self.model, self.optimizers, progress, self.tensors(), healthy=self.guard.healthy)
 
     def tensors(self) -> Mapping[str, Tensor] | None:
