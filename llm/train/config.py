@@ -165,7 +165,7 @@ class ClusterConfig(Section):
     max_recoveries: int = Field(default=3, ge=0, description="lost workers that a training survives")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often Ray looks after its workers")
     async_checkpoints: bool = Field(default=True, description="write checkpoints while the next steps run")
-    profile_steps: tuple[int, int] | None = Field(default=None, description="first and last step of a profiler trace")
+    profile_steps: tuple[int, int] | None = Field(default=None, description="first and last step of a profiler trace, in the result's log/")
     budget: BudgetConfig = BudgetConfig()
     price: PriceConfig = PriceConfig()
 
@@ -175,6 +175,13 @@ class ClusterConfig(Section):
         if self.use_gpu == "auto":
             return "auto"
         return "cuda" if self.use_gpu else "cpu"
+
+    @model_validator(mode="after")
+    def _steps_have_an_order(self) -> ClusterConfig:
+        if self.profile_steps and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            first, last = self.profile_steps
+            raise ValueError(f"no step lies from {first} to {last}; set cluster.profile_steps to a first and a last step, counted from 1")
+        return self
 
     @model_validator(mode="after")
     def _one_worker_in_process(self) -> ClusterConfig:

@@ -102,7 +102,8 @@ class StepLog:
             self.records.add(record | readings | clock)
 
     def flush(self) -> None:
-        """Let every record be written, however long storage is away."""
+        """Write the trace, and let every record be written, however long storage is away."""
+        self.trace.close()
         self.records.flush()
 
     def close(self) -> None:
