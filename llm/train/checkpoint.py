@@ -64,7 +64,7 @@ class Retention:
     @classmethod
     def of(cls, train: TrainConfig) -> Retention:
         """The rule of a `train` section."""
-        return cls(train.keep_checkpoints, train.keep_every_steps, train.keep_best)
+        return cls(train.keep_checkpoints, train.keep_every_steps, train.keep_best or train.stop_after_validations is not None)
 
     def stay(self, losses: Mapping[int, float | None], unhealthy: Collection[int] = ()) -> set[int]:
         """Of checkpoints with these validation losses by step, the steps that stay; None is a step without validation.
@@ -81,10 +81,21 @@ class Retention:
         stay = {*healthy[-self.last :], *sorted(losses)[-1:]}
         if self.every_steps:
             stay |= {step for step in healthy if step % self.every_steps == 0}
-        validated = [(loss, step) for step in healthy if (loss := losses[step]) is not None]
-        if self.best and validated:
-            stay.add(min(validated)[1])
+        best = best_step(losses, unhealthy)
+        if self.best and best is not None:
+            stay.add(best)
         return stay
+
+
+def best_step(losses: Mapping[int, float | None], unhealthy: Collection[int] = ()) -> int | None:
+    """Of checkpoints with these validation losses by step, the first with the best one; None where none was validated.
+
+    Example:
+        >>> best_step({10: 3.0, 20: 2.0, 30: None, 40: 2.0, 50: 1.0}, unhealthy={50})
+        20
+    """
+    validated = [(loss, step) for step, loss in losses.items() if loss is not None and step not in unhealthy]
+    return min(validated)[1] if validated else None
 
 
 class Checkpoints:
@@ -192,10 +203,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Drop what the retention lets go."""
         found = self._found()
-        manifests = {step: _manifest(path) for step, path in found.items()}
-        unhealthy = {step for step, manifest in manifests.items() if not manifest.get("healthy", True)}
-        stay = self.retention.stay({step: manifest.get("validation_loss") for step, manifest in manifests.items()}, unhealthy)
-        for step in sorted(found.keys() - stay):
+        for step in sorted(found.keys() - self.retention.stay(*_judged(found))):
             self._remove(found[step])
 
     def _remove_from(self, first: int) -> None:
@@ -218,13 +226,15 @@ class Checkpoints:
         with artifact.named_errors(self.folder):
             self.world.first(lambda: self._remove_from(first))
 
-    def restore(self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None) -> dict[str, Any] | None:
-        """Put the newest checkpoint that verifies into model, optimizers and `average`; its progress, None for a fresh start.
+    def restore(
+        self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None, *, best: bool = False
+    ) -> dict[str, Any] | None:
+        """Put the newest checkpoint that verifies, or the best one, into model, optimizers and `average`; its progress, None without any.
 
-        Raises: ArtifactError if that checkpoint belongs to another job.
+        Raises: what `latest` and `best` do.
         """
         self.wait()
-        path = self.world.first(self.latest)
+        path = self.world.first(self.best if best else self.latest)
         if path is None:
             return None
         state = _state(model, optimizers, average)
@@ -234,7 +244,10 @@ class Checkpoints:
         return json.loads((path / PROGRESS).read_text(encoding="utf-8")) | {"history": read_history(path / HISTORY)}
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that verifies; damaged ones on the way are renamed `.corrupt-…`."""
+        """The newest checkpoint that verifies; damaged ones on the way are renamed `.corrupt-…`.
+
+        Raises: ArtifactError if it belongs to another job.
+        """
         for path in reversed(self._found().values()):
             try:
                 manifest = _verified(path)
@@ -247,6 +260,22 @@ class Checkpoints:
                 )
             return path
         return None
+
+    def best(self) -> Path | None:
+        """The checkpoint with the best validation loss; None where none was validated.
+
+        Raises: ArtifactError if it is damaged: nobody asked for the second best.
+        """
+        found = self._found()
+        step = best_step(*_judged(found))
+        if step is None:
+            return None
+        try:
+            _verified(found[step])
+        except ArtifactError as error:
+            remedy = f"delete {self.folder} and run the same command again: it trains anew"
+            raise ArtifactError("the best checkpoint is damaged", value=found[step], remedy=remedy) from error
+        return found[step]
 
     def _found(self) -> dict[int, Path]:
         """The committed ones by step, the oldest first."""
@@ -316,6 +345,13 @@ def _manifest(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((path / "manifest.json").read_text())
     return {}
+
+
+def _judged(found: Mapping[int, Path]) -> tuple[dict[int, float | None], set[int]]:
+    """By step, the validation losses of checkpoints, and which of these aren't healthy."""
+    manifests = {step: _manifest(path) for step, path in found.items()}
+    losses = {step: manifest.get("validation_loss") for step, manifest in manifests.items()}
+    return losses, {step for step, manifest in manifests.items() if not manifest.get("healthy", True)}
 
 
 def _finite(loss: float | None) -> float | None:

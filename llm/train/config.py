@@ -96,11 +96,13 @@ class TrainConfig(Section):
     guard: GuardConfig = GuardConfig()
     validate_every_steps: int = Field(default=200, ge=1)
     validation_rows: int = Field(default=256, ge=0, description="rows of the validation split per pass; 0 never validates")
-    stop_after_validations: int | None = Field(default=None, ge=1, description="stop early after so many without a better loss")
+    stop_after_validations: int | None = Field(
+        default=None, ge=1, description="so many without a better loss end it; the result is the best one's"
+    )
     checkpoint_every_steps: int = Field(default=200, ge=1)
     keep_checkpoints: int = Field(default=2, ge=2, description="never below 2: one is kept until the next has verified")
-    keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of it stay")
-    keep_best: bool = Field(default=False, description="the checkpoint with the best validation loss stays")
+    keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of it stay while it trains")
+    keep_best: bool = Field(default=False, description="that with the best validation loss stays while it trains")
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
@@ -124,8 +126,19 @@ class TrainConfig(Section):
                 f"ramp of {self.ramp.rows} rows does not divide global_batch_size {self.global_batch_size}; "
                 "set train.ramp.rows to a divisor of it"
             )
-        if self.stop_after_validations and not self.validation_rows:
-            raise ValueError("stopping early needs a validation loss; set train.validation_rows above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _best_has_a_checkpoint(self) -> TrainConfig:
+        if not (self.stop_after_validations or self.keep_best):
+            return self
+        if not self.validation_rows:
+            raise ValueError("stopping early and keeping the best need a validation loss; set train.validation_rows above 0")
+        if self.validate_every_steps % self.checkpoint_every_steps:
+            raise ValueError(
+                f"what is validated every {self.validate_every_steps} steps and best may have no checkpoint, with one every "
+                f"{self.checkpoint_every_steps}; set train.checkpoint_every_steps to a divisor of {self.validate_every_steps}"
+            )
         return self
 
 

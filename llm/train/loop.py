@@ -103,6 +103,8 @@ class Attempt:
         self.wait(config.steps)
         self.dog.begin("result", config.steps)
         self.log.flush()
+        if config.stop_after_validations:
+            self.state.return_to_best()
         place = schedule.first_place(config, len(self.state.history) + 1) + self.state.guard.skipped_rows
         read = {"rows_read": place} | self.stream.realised(place)
         result.write(self.state, self.layout, self.job.work, self.log.cost(self.state) | read)

@@ -47,10 +47,23 @@ class State:
             background=job.cluster.async_checkpoints,
             patience_seconds=job.cluster.storage_patience_seconds,
         )
-        progress = self.checkpoints.restore(self.model, self.optimizers, self.tensors()) or {}
+        self.config = config
+        self.continue_from(self.checkpoints.restore(self.model, self.optimizers, self.tensors()) or {})
+
+    def continue_from(self, progress: Mapping[str, Any]) -> None:
+        """What a checkpoint holds besides tensors; nothing, at a fresh start."""
         self.history: list[dict[str, Any]] = progress.get("history", [])
-        self.guard = Guard(config.guard, progress.get("guard"))
+        self.guard = Guard(self.config.guard, progress.get("guard"))
         self.loss_scale = LossScale(**progress["loss_scale"]) if "loss_scale" in progress else first_scale(self.dtype)
+
+    def return_to_best(self) -> None:
+        """Be again what the checkpoint with the best validation loss holds, history included; without any, stay as it is.
+
+        Raises: ArtifactError if that checkpoint is damaged.
+        """
+        progress = self.checkpoints.restore(self.model, self.optimizers, self.tensors(), best=True)
+        if progress is not None:
+            self.continue_from(progress)
 
     def save(self, step: int) -> None:
         """Begin a checkpoint of the state after `step`."""
