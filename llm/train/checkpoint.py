@@ -3,7 +3,8 @@
     checkpoints/step-00000040/            shards of torch.distributed.checkpoint, history.jsonl, progress.json, manifest.json
     checkpoints/.tmp-step-00000080-<id>/  what an attempt is writing; nobody reads it
 
-A save copies the state to memory of its own and lets training go on; a thread writes, hashes and commits the copy.
+A save copies the state to memory of its own and lets training go on; a thread writes, hashes and commits the copy. It isn't read
+back: what the disk damages is found when the checkpoint is read, and the one before, which is always kept, takes its place.
 Randomness and the sample stream are pure functions of (seed, step, rank), and the learning rate of the step:
 the manifest's `seed` and `step` are their whole state.
 """
