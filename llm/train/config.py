@@ -100,7 +100,9 @@ class TrainConfig(Section):
         default=None, ge=1, description="so many without a better loss end it; the result is the best one's"
     )
     checkpoint_every_steps: int = Field(default=200, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=2, description="never below 2: they are verified when read, and a damaged one leaves the one before")
+    keep_checkpoints: int = Field(
+        default=2, ge=2, description="never below 2: they are verified when read, and a damaged one leaves the one before"
+    )
     keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of it stay while it trains")
     keep_best: bool = Field(default=False, description="that with the best validation loss stays while it trains")
 

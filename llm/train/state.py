@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llm.data.rows import Rows
 from llm.train import float8, optimizer, precision
 from llm.train.average import Average
-from llm.train.checkpoint import Checkpoints, Retention
+from llm.train.checkpoint import Checkpoints
 from llm.train.config import TrainConfig
 from llm.train.guard import Guard
 from llm.train.job import TrainJob, initial_model
@@ -22,6 +22,7 @@ from llm.train.objective import kinds
 from llm.train.parallel.layout import Layout
 from llm.train.parallel.replica import Replica
 from llm.train.precision import LossScale
+from llm.train.retention import Retention
 
 
 class State:

@@ -26,11 +26,12 @@ from llm import failpoint
 from llm.artifact import Store
 from llm.errors import ArtifactError
 from llm.train.adamw8bit import AdamW8bit
-from llm.train.checkpoint import Checkpoints, Retention, _verified, _write_shards, sole_writer
+from llm.train.checkpoint import Checkpoints, _verified, _write_shards, sole_writer
 from llm.train.job import TrainJob
 from llm.train.loop import train
 from llm.train.muon import Muon
 from llm.train.parallel.world import World
+from llm.train.retention import Retention
 
 JobMaker = Callable[..., TrainJob]
 SHARDED = Path(__file__).parent / "sharded.py"
