@@ -203,6 +203,13 @@ def describe(folder: Path, hashes: Mapping[str, str] = MappingProxyType({})) -> 
     return {name: {"bytes": path.stat().st_size, "sha256": each} for name, path, each in zip(names, paths, found, strict=True)}
 
 
+def stated_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of an artifact's files by relative name, as its manifest states them; nothing of a folder that is no artifact."""
+    path = folder / "manifest.json"
+    files = json.loads(path.read_text())["files"] if path.is_file() else {}
+    return {name: facts["sha256"] for name, facts in files.items()}
+
+
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """sha256 over names and hashes of the payload; logs are outside it, so equal results have equal digests."""
     return sha256_of({name: facts["sha256"] for name, facts in files.items() if not name.startswith(LOG)})

@@ -96,6 +96,7 @@ def _shortened(train: TrainConfig, workers: int, steps: int) -> TrainConfig:
         "schedule": train.schedule.model_dump() | {"warmup_steps": 0, "decay_steps": None},
         "validation_rows": 0,
         "stop_after_validations": None,
+        "keep_best": False,
         "checkpoint_every_steps": steps,
     }
     return TrainConfig.model_validate(train.model_dump() | changes)

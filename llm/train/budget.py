@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from llm.train.config import BudgetConfig, PriceConfig
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a training has used over all its attempts; its fields go into the checkpoint's progress as `spent`."""
+    """What a training has used over all its attempts."""
 
     seconds: float = 0.0  # of the whole group
     kwh: float = 0.0  # of all its machines' chips, without the building's share
+
+    @classmethod
+    def recorded(cls, records: Path) -> Spent:
+        """What the steps in a `metrics.jsonl` took: of every attempt, those included that a crash made vain."""
+        spent = cls()
+        for line in records.read_bytes().splitlines() if records.is_file() else ():
+            with contextlib.suppress(ValueError):  # torn by a kill
+                record = json.loads(line)
+                spent = spent.plus(record["step_seconds"], record["energy_kwh"])
+        return spent
 
     def plus(self, seconds: float, kwh: float) -> Spent:
         """The same and a step more."""

@@ -3,7 +3,8 @@
     checkpoints/step-00000040/            shards of torch.distributed.checkpoint, history.jsonl, progress.json, manifest.json
     checkpoints/.tmp-step-00000080-<id>/  what an attempt is writing; nobody reads it
 
-A save copies the state to memory of its own and lets training go on; a thread writes, hashes and commits the copy.
+A save copies the state to memory of its own and lets training go on; a thread writes, hashes and commits the copy. It isn't read
+back: what the disk damages is found when the checkpoint is read, and the one before, which is always kept, takes its place.
 Randomness and the sample stream are pure functions of (seed, step, rank), and the learning rate of the step:
 the manifest's `seed` and `step` are their whole state.
 """
@@ -23,9 +24,8 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,48 +43,14 @@ from llm import artifact
 from llm.errors import ArtifactError
 from llm.failpoint import failpoint
 from llm.train import direct
-from llm.train.config import TrainConfig
 from llm.train.parallel.world import World
 from llm.train.patience import Patience
+from llm.train.retention import Retention, best_step
 
 SCHEMA = 1
 HISTORY = "history.jsonl"
 PROGRESS = "progress.json"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # stages of a pipeline have different parameter groups
-
-
-@dataclass(frozen=True)
-class Retention:
-    """Which checkpoints stay when another one is committed."""
-
-    last: int = 2
-    every_steps: int | None = None
-    best: bool = False
-
-    @classmethod
-    def of(cls, train: TrainConfig) -> Retention:
-        """The rule of a `train` section."""
-        return cls(train.keep_checkpoints, train.keep_every_steps, train.keep_best)
-
-    def stay(self, losses: Mapping[int, float | None], unhealthy: Collection[int] = ()) -> set[int]:
-        """Of checkpoints with these validation losses by step, the steps that stay; None is a step without validation.
-
-        An unhealthy one stays while it is the newest, so that a run which was stopped goes on where it was, and never
-        in the place of a healthy one: there a run returns to.
-
-        Example:
-            >>> losses = {10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.1, 60: 2.2}
-            >>> sorted(Retention(last=2, every_steps=40, best=True).stay(losses, unhealthy={60}))
-            [20, 40, 50, 60]
-        """
-        healthy = sorted(losses.keys() - set(unhealthy))
-        stay = {*healthy[-self.last :], *sorted(losses)[-1:]}
-        if self.every_steps:
-            stay |= {step for step in healthy if step % self.every_steps == 0}
-        validated = [(loss, step) for step in healthy if (loss := losses[step]) is not None]
-        if self.best and validated:
-            stay.add(min(validated)[1])
-        return stay
 
 
 class Checkpoints:
@@ -192,10 +158,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Drop what the retention lets go."""
         found = self._found()
-        manifests = {step: _manifest(path) for step, path in found.items()}
-        unhealthy = {step for step, manifest in manifests.items() if not manifest.get("healthy", True)}
-        stay = self.retention.stay({step: manifest.get("validation_loss") for step, manifest in manifests.items()}, unhealthy)
-        for step in sorted(found.keys() - stay):
+        for step in sorted(found.keys() - self.retention.stay(*_judged(found))):
             self._remove(found[step])
 
     def _remove_from(self, first: int) -> None:
@@ -218,13 +181,15 @@ class Checkpoints:
         with artifact.named_errors(self.folder):
             self.world.first(lambda: self._remove_from(first))
 
-    def restore(self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None) -> dict[str, Any] | None:
-        """Put the newest checkpoint that verifies into model, optimizers and `average`; its progress, None for a fresh start.
+    def restore(
+        self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None, *, best: bool = False
+    ) -> dict[str, Any] | None:
+        """Put the newest checkpoint that verifies, or the best one, into model, optimizers and `average`; its progress, None without any.
 
-        Raises: ArtifactError if that checkpoint belongs to another job.
+        Raises: what `latest` and `best` do.
         """
         self.wait()
-        path = self.world.first(self.latest)
+        path = self.world.first(self.best if best else self.latest)
         if path is None:
             return None
         state = _state(model, optimizers, average)
@@ -234,7 +199,10 @@ class Checkpoints:
         return json.loads((path / PROGRESS).read_text(encoding="utf-8")) | {"history": read_history(path / HISTORY)}
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that verifies; damaged ones on the way are renamed `.corrupt-…`."""
+        """The newest checkpoint that verifies; damaged ones on the way are renamed `.corrupt-…`.
+
+        Raises: ArtifactError if it belongs to another job.
+        """
         for path in reversed(self._found().values()):
             try:
                 manifest = _verified(path)
@@ -247,6 +215,22 @@ class Checkpoints:
                 )
             return path
         return None
+
+    def best(self) -> Path | None:
+        """The checkpoint with the best validation loss; None where none was validated.
+
+        Raises: ArtifactError if it is damaged: nobody asked for the second best.
+        """
+        found = self._found()
+        step = best_step(*_judged(found))
+        if step is None:
+            return None
+        try:
+            _verified(found[step])
+        except ArtifactError as error:
+            remedy = f"delete {self.folder} and run the same command again: it trains anew"
+            raise ArtifactError("the best checkpoint is damaged", value=found[step], remedy=remedy) from error
+        return found[step]
 
     def _found(self) -> dict[int, Path]:
         """The committed ones by step, the oldest first."""
@@ -316,6 +300,13 @@ def _manifest(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((path / "manifest.json").read_text())
     return {}
+
+
+def _judged(found: Mapping[int, Path]) -> tuple[dict[int, float | None], set[int]]:
+    """By step, the validation losses of checkpoints, and which of these aren't healthy."""
+    manifests = {step: _manifest(path) for step, path in found.items()}
+    losses = {step: manifest.get("validation_loss") for step, manifest in manifests.items()}
+    return losses, {step for step, manifest in manifests.items() if not manifest.get("healthy", True)}
 
 
 def _finite(loss: float | None) -> float | None:

@@ -96,11 +96,15 @@ class TrainConfig(Section):
     guard: GuardConfig = GuardConfig()
     validate_every_steps: int = Field(default=200, ge=1)
     validation_rows: int = Field(default=256, ge=0, description="rows of the validation split per pass; 0 never validates")
-    stop_after_validations: int | None = Field(default=None, ge=1, description="stop early after so many without a better loss")
+    stop_after_validations: int | None = Field(
+        default=None, ge=1, description="so many without a better loss end it; the result is the best one's"
+    )
     checkpoint_every_steps: int = Field(default=200, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=2, description="never below 2: one is kept until the next has verified")
-    keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of it stay")
-    keep_best: bool = Field(default=False, description="the checkpoint with the best validation loss stays")
+    keep_checkpoints: int = Field(
+        default=2, ge=2, description="never below 2: they are verified when read, and a damaged one leaves the one before"
+    )
+    keep_every_steps: int | None = Field(default=None, ge=1, description="checkpoints at multiples of it stay while it trains")
+    keep_best: bool = Field(default=False, description="that with the best validation loss stays while it trains")
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
@@ -124,8 +128,19 @@ class TrainConfig(Section):
                 f"ramp of {self.ramp.rows} rows does not divide global_batch_size {self.global_batch_size}; "
                 "set train.ramp.rows to a divisor of it"
             )
-        if self.stop_after_validations and not self.validation_rows:
-            raise ValueError("stopping early needs a validation loss; set train.validation_rows above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _best_has_a_checkpoint(self) -> TrainConfig:
+        if not (self.stop_after_validations or self.keep_best):
+            return self
+        if not self.validation_rows:
+            raise ValueError("stopping early and keeping the best need a validation loss; set train.validation_rows above 0")
+        if self.validate_every_steps % self.checkpoint_every_steps:
+            raise ValueError(
+                f"what is validated every {self.validate_every_steps} steps and best may have no checkpoint, with one every "
+                f"{self.checkpoint_every_steps}; set train.checkpoint_every_steps to a divisor of {self.validate_every_steps}"
+            )
         return self
 
 
@@ -160,12 +175,12 @@ class ClusterConfig(Section):
     start_timeout_seconds: int = Field(default=120, ge=1, description="longest wait for a worker group")
     collective_timeout_seconds: int = Field(default=600, ge=1, description="longest wait of a worker for the others")
     step_timeout_seconds: float = Field(default=45.0, gt=0, description="longest step, or ten usual ones, of a worker that isn't hung")
-    write_timeout_seconds: float = Field(default=1800, gt=0, description="longest wait for a disk before a worker counts as hung")
+    write_timeout_seconds: float = Field(default=1800, gt=0, description="longest start, save or result before a worker counts as hung")
     storage_patience_seconds: float = Field(default=300, ge=0, description="longest wait for storage that is away, before training fails")
     max_recoveries: int = Field(default=3, ge=0, description="lost workers that a training survives")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often Ray looks after its workers")
     async_checkpoints: bool = Field(default=True, description="write checkpoints while the next steps run")
-    profile_steps: tuple[int, int] | None = Field(default=None, description="first and last step of a profiler trace")
+    profile_steps: tuple[int, int] | None = Field(default=None, description="first and last step of a profiler trace, in the result's log/")
     budget: BudgetConfig = BudgetConfig()
     price: PriceConfig = PriceConfig()
 
@@ -175,6 +190,13 @@ class ClusterConfig(Section):
         if self.use_gpu == "auto":
             return "auto"
         return "cuda" if self.use_gpu else "cpu"
+
+    @model_validator(mode="after")
+    def _steps_have_an_order(self) -> ClusterConfig:
+        if self.profile_steps and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            first, last = self.profile_steps
+            raise ValueError(f"no step lies from {first} to {last}; set cluster.profile_steps to a first and a last step, counted from 1")
+        return self
 
     @model_validator(mode="after")
     def _one_worker_in_process(self) -> ClusterConfig:

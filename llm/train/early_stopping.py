@@ -11,7 +11,7 @@ from llm.train.config import TrainConfig
 def finished(history: Sequence[Mapping[str, Any]], train: TrainConfig) -> bool:
     """Whether the last `stop_after_validations` validations all missed the best loss before them.
 
-    A pure function of the history, so that a resumed run stops at the same step.
+    A pure function of the history, so that a resumed run stops at the same step. The result is the checkpoint with the best loss.
 
     Source: Goodfellow et al., Deep Learning, https://www.deeplearningbook.org/contents/regularization.html, algorithm 7.1.
     """

@@ -51,17 +51,21 @@ class TrainJob:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of everything that decides the weights; a checkpoint of another fingerprint is refused."""
+        """sha256 of everything that decides the weights; a checkpoint of another fingerprint is refused.
+
+        Rows of an artifact, which was verified when it was found, are told by its manifest; others are read, all of them.
+        """
         objective = self.train.objective
         teacher = Path(objective.teacher) if isinstance(objective, DistillationConfig) else None
         splits = ("train", "validation") if self.train.stop_after_validations else ("train",)
         files = [self.rows / "rows.json", *(path for split in splits for path in self.rows.glob(f"{split}.*"))]
+        stated = artifact.stated_hashes(self.rows)
         return artifact.sha256_of(
             {
                 "model": self.model.model_dump(mode="json"),
                 "train": self.train.model_dump(mode="json", exclude=NOT_DECISIVE),
                 "seed": self.seed,
-                "rows": {path.name: artifact.sha256_file(path) for path in files},
+                "rows": {path.name: stated.get(path.name) or artifact.sha256_file(path) for path in files},
                 "initial": weight_fingerprints(self.initial) if self.initial else None,
                 "teacher": weight_fingerprints(teacher) if teacher else None,
             }

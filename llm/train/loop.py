@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def train(job: TrainJob) -> None:
 
 def watch(job: TrainJob, world: World) -> Watchdog:
     """The watch over this worker; none over one without a process group, which may be a flow's or a notebook's own process."""
-    slow = dict.fromkeys(("write", "result"), job.cluster.write_timeout_seconds)
+    slow = dict.fromkeys(("start", "write", "result"), job.cluster.write_timeout_seconds)
     return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf, limits=slow)
 
 
@@ -64,7 +65,7 @@ class Attempt:
     """One attempt at a job: from its newest checkpoint to its end."""
 
     def __init__(self, job: TrainJob, world: World, dog: Watchdog) -> None:
-        self.job, self.world, self.dog = job, world, dog
+        self.job, self.world, self.dog, began = job, world, dog, time.monotonic()
         self.dog.begin("start", 0)
         check_sizes(job, world)
         self.layout = Layout.over(world, job.cluster.layout)
@@ -73,7 +74,7 @@ class Attempt:
         self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size, rows)
         self.beside = contextlib.ExitStack()  # ends what runs beside the steps
         self.resume()
-        self.log = StepLog(job, self.stream.rows, self.layout)
+        self.log = StepLog(job, self.stream.rows, self.layout, began)
         self.meter = self.log.meter
 
     def resume(self) -> None:
@@ -91,17 +92,19 @@ class Attempt:
             self.dog.begin("step", step)
             record, action = self.update(step)
             if action is Action.ROLL_BACK:
-                self.log.end(record, self.state, self.stops)
+                self.log.end(record, self.stops)
                 self.go_back(step)
                 continue
             if step % config.validate_every_steps == 0 or step == config.steps:
                 record |= self.validate(step)
             self.state.history.append(record)
-            self.log.end(record, self.state, self.stops)
+            self.log.end(record, self.stops)
             self.keep(step)
         self.wait(config.steps)
         self.dog.begin("result", config.steps)
         self.log.flush()
+        if config.stop_after_validations:
+            self.state.return_to_best()
         place = schedule.first_place(config, len(self.state.history) + 1) + self.state.guard.skipped_rows
         read = {"rows_read": place, "rollbacks": self.state.guard.state["rollbacks"]} | self.stream.realised(place)
         result.write(self.state, self.layout, self.job.work, self.log.cost(self.state) | read)
@@ -188,13 +191,12 @@ class Attempt:
     def go_back(self, step: int) -> None:
         """Continue from the newest checkpoint, and read on behind the rows of `step`, which the guard refused."""
         self.dog.begin("start", step)
-        guard, spent = self.state.guard, self.state.spent
+        guard = self.state.guard
         self.wait(step)
         self.state.checkpoints.discard(guard.state["unhealthy_since"])  # a stop may have made one that the guard distrusts
         self.close()
         del self.state  # makes room for the next one
         self.resume()
-        self.state.spent = spent
         place = schedule.first_place(self.job.train, len(self.state.history) + 1)
         self.state.guard = guard.rolled_back(self.state.guard.state, schedule.first_place(self.job.train, step + 1) - place)
 
@@ -206,8 +208,8 @@ class Attempt:
         config, stop = self.job.train, self.stops.agreed()
         due = step % config.checkpoint_every_steps == 0 or step == config.steps
         saving = (due and self.state.guard.healthy) or stop
-        if self.layout.sizes["dp_replicate"] > 1 and (saving or step % config.guard.hash_every_steps == 0):
-            check_agreement(step, self.state.model, self.layout.group("dp_replicate"))
+        if self.layout.copies and (saving or step % config.guard.hash_every_steps == 0):
+            check_agreement(step, self.state.model, self.layout.copies)
         if saving:
             with self.meter.phase("checkpoint"):
                 self.wait(step)

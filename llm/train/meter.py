@@ -28,7 +28,8 @@ from llm.train.objective.config import ObjectiveConfig
 from llm.train.parallel.world import World
 from llm.train.precision import Precision, resolve
 
-Phase = Literal["data", "gradient", "communication", "update", "validation", "checkpoint"]
+Phase = Literal["data", "gradient", "communication", "update", "validation", "checkpoint", "start"]
+APART: tuple[Phase, ...] = ("validation", "checkpoint", "start")  # what training doesn't have to do
 JOULES_PER_KWH = 3.6e6
 
 
@@ -68,6 +69,11 @@ class Meter:
         """Count seconds that were measured elsewhere towards a phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
+    def count_start(self, seconds: float) -> None:
+        """Let the first step begin with a start that took so long and ends now."""
+        self.began -= seconds
+        self.add("start", seconds)
+
     def begin(self) -> None:
         """A pass over the micro-batches of a step begins; the marks of one that ran out of memory are forgotten."""
         self.marks.clear()
@@ -87,8 +93,8 @@ class Meter:
     def step(self, tokens: int) -> dict[str, float]:
         """What the step that ends here did, over all workers, for its record; the next one begins.
 
-        `tokens` are those of the whole group, padding included, since all of them are computed. Validation and the wait
-        for a checkpoint are shares of the time, but count neither towards tokens per second nor MFU.
+        `tokens` are those of the whole group, padding included, since all of them are computed. A start, validation and the
+        wait for a checkpoint are shares of the time, but count neither towards tokens per second nor MFU.
         """
         now = time.perf_counter()
         if self.exchanges_last and (waited := exposed_communication(between(self.marks))):
@@ -115,7 +121,7 @@ def readings(
         >>> readings(1000, 3.0, {"data": 0.5, "validation": 1.0}, flops_per_second=1e6, flops_per_token=600, watts=100)
         {'tokens_per_second': 500, 'mfu': 0.3, 'data_share': 0.1667, 'validation_share': 0.3333, 'energy_kwh': 8.33e-05}
     """
-    training = max(1e-9, seconds - phases.get("validation", 0.0) - phases.get("checkpoint", 0.0))
+    training = max(1e-9, seconds - sum(phases.get(name, 0.0) for name in APART))
     shares = {f"{name}_share": round(spent / seconds, 4) for name, spent in phases.items()}
     return {
         "tokens_per_second": round(tokens / training),

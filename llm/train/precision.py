@@ -74,7 +74,9 @@ class LossScale:
     steps: int = 0  # since the scale changed last
 
     def unscale(self, parameters: Iterable[Parameter]) -> None:
-        """Take the factor out of the gradients again; a power of two, so no digit is lost."""
+        """Take the factor out of the gradients again; a power of two, so no digit is lost. A scale of 1 costs nothing."""
+        if self.scale == 1:
+            return
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(self.scale)

@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 HEAVIEST = 10
+TRACES = "trace-*"  # their names in a work folder
 
 
 class Trace:

@@ -1,4 +1,4 @@
-"""What a training leaves behind: the folder `final/` with the model, its history and what it cost."""
+"""What a training leaves behind: the folder `final/` with the model, its history, and in log/ what it cost and its traces."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llm.model import weights
 from llm.train.checkpoint import HISTORY, write_history
 from llm.train.parallel.layout import Layout
 from llm.train.parallel.sharing import whole_weights
+from llm.train.profile import TRACES
 from llm.train.state import State
 
 FINAL = "final"
@@ -32,5 +33,7 @@ def _write(state: State, tensors: dict[str, Any], work: Path, cost: dict[str, An
     weights.save(state.model, temporary, tensors)
     write_history(temporary / HISTORY, state.history)
     artifact.write_json(temporary / "log" / "cost.json", cost)
+    for trace in work.glob(TRACES):
+        shutil.copy2(trace, temporary / "log")
     failpoint("final")
     temporary.rename(final)

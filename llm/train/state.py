@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from llm.data.rows import Rows
 from llm.train import float8, optimizer, precision
 from llm.train.average import Average
-from llm.train.budget import Spent
-from llm.train.checkpoint import Checkpoints, Retention
+from llm.train.checkpoint import Checkpoints
 from llm.train.config import TrainConfig
 from llm.train.guard import Guard
 from llm.train.job import TrainJob, initial_model
@@ -23,6 +22,7 @@ from llm.train.objective import kinds
 from llm.train.parallel.layout import Layout
 from llm.train.parallel.replica import Replica
 from llm.train.precision import LossScale
+from llm.train.retention import Retention
 
 
 class State:
@@ -38,7 +38,7 @@ class State:
         self.replica = Replica(self.learner, layout)
         self.optimizers = optimizer.build(self.model, config.optimizer)
         self.average = Average(self.model, config.average_decay) if config.average_decay else None
-        fingerprint = world.first(lambda: job.fingerprint)  # reads every training row, so once for all workers
+        fingerprint = world.first(lambda: job.fingerprint)  # may read every training row, so once for all workers
         self.checkpoints = Checkpoints(
             job.work / "checkpoints",
             fingerprint,
@@ -48,15 +48,27 @@ class State:
             background=job.cluster.async_checkpoints,
             patience_seconds=job.cluster.storage_patience_seconds,
         )
-        progress = self.checkpoints.restore(self.model, self.optimizers, self.tensors()) or {}
+        self.config = config
+        self.continue_from(self.checkpoints.restore(self.model, self.optimizers, self.tensors()) or {})
+
+    def continue_from(self, progress: Mapping[str, Any]) -> None:
+        """What a checkpoint holds besides tensors; nothing, at a fresh start."""
         self.history: list[dict[str, Any]] = progress.get("history", [])
-        self.guard = Guard(config.guard, progress.get("guard"))
+        self.guard = Guard(self.config.guard, progress.get("guard"))
         self.loss_scale = LossScale(**progress["loss_scale"]) if "loss_scale" in progress else first_scale(self.dtype)
-        self.spent = Spent(**progress.get("spent", {}))
+
+    def return_to_best(self) -> None:
+        """Be again what the checkpoint with the best validation loss holds, history included; without any, stay as it is.
+
+        Raises: ArtifactError if that checkpoint is damaged.
+        """
+        progress = self.checkpoints.restore(self.model, self.optimizers, self.tensors(), best=True)
+        if progress is not None:
+            self.continue_from(progress)
 
     def save(self, step: int) -> None:
         """Begin a checkpoint of the state after `step`."""
-        progress = {"history": self.history, "guard": self.guard.state, "loss_scale": asdict(self.loss_scale), "spent": asdict(self.spent)}
+        progress = {"history": self.history, "guard": self.guard.state, "loss_scale": asdict(self.loss_scale)}
         self.checkpoints.save(step, self.model, self.optimizers, progress, self.tensors(), healthy=self.guard.healthy)
 
     def tensors(self) -> Mapping[str, Tensor] | None:

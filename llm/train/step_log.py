@@ -11,7 +11,7 @@ from typing import Any
 from llm import metrics
 from llm.data.rows import Rows
 from llm.train import schedule
-from llm.train.budget import exceeded
+from llm.train.budget import Spent, exceeded
 from llm.train.job import TrainJob
 from llm.train.meter import Meter
 from llm.train.parallel.layout import Layout
@@ -63,9 +63,10 @@ class Records:
 class StepLog:
     """The clocks of one attempt. Nothing of it enters the history, which is the same whenever and wherever a job is trained."""
 
-    def __init__(self, job: TrainJob, rows: Rows, layout: Layout) -> None:
-        self.job, self.rows, self.world, self.began = job, rows, layout.world, time.monotonic()
-        self.ended = self.began
+    def __init__(self, job: TrainJob, rows: Rows, layout: Layout, began: float) -> None:
+        """`began` is when the attempt did, on the monotonic clock: its first step costs what it took to start."""
+        self.job, self.rows, self.world, self.began = job, rows, layout.world, began
+        self.ended = began
         self.meter = Meter(
             job.model,
             rows.vocab_size,
@@ -75,30 +76,34 @@ class StepLog:
             exchanges_last=not layout.shares_parameters,
             objective=job.train.objective,
         )
-        self.records = Records(job.work / "metrics.jsonl", Patience(job.cluster.storage_patience_seconds))
+        self.meter.count_start(time.monotonic() - began)
+        records = job.work / "metrics.jsonl"
+        self.spent: Spent = layout.world.first(lambda: Spent.recorded(records))
+        self.records = Records(records, Patience(job.cluster.storage_patience_seconds))
         self.trace = Trace(job.cluster.profile_steps, job.work, layout.world.rank)
 
     def begin(self, step: int) -> None:
         """A step begins."""
         self.trace.before(step)
 
-    def end(self, record: dict[str, Any], state: State, stops: StopRequests) -> None:
+    def end(self, record: dict[str, Any], stops: StopRequests) -> None:
         """A step is over: write it down, add its cost up, and ask for a stop where that reaches the budget."""
         self.trace.after(record["step"])
         readings = self.meter.step(schedule.rows(self.job.train, record["step"]) * self.rows.row_tokens)
         now = time.monotonic()
         seconds, self.ended = now - self.ended, now  # from the end of the last step: start and checkpoints cost as well
-        state.spent = state.spent.plus(seconds, readings["energy_kwh"])
+        self.spent = self.spent.plus(seconds, readings["energy_kwh"])
         cluster, size = self.job.cluster, self.world.size
         gpus = size if self.world.device.type == "cuda" else 0
-        if reason := exceeded(cluster.budget, cluster.price, state.spent, gpus=gpus, cores=size * cluster.cpus_per_worker):
+        if reason := exceeded(cluster.budget, cluster.price, self.spent, gpus=gpus, cores=size * cluster.cpus_per_worker):
             stops.ask(reason)
         if self.world.rank == 0:
             clock = {"seconds": round(time.monotonic() - self.began, 3), "step_seconds": round(seconds, 6), "steps": self.job.train.steps}
             self.records.add(record | readings | clock)
 
     def flush(self) -> None:
-        """Let every record be written, however long storage is away."""
+        """Write the trace, and let every record be written, however long storage is away."""
+        self.trace.close()
         self.records.flush()
 
     def close(self) -> None:
@@ -107,12 +112,12 @@ class StepLog:
         self.records.close()
 
     def cost(self, state: State) -> dict[str, Any]:
-        """What the training took, every attempt's counted steps included."""
+        """What the training took, every attempt's recorded steps included."""
         return {
             "workers": self.world.size,
             "device": self.world.device.type,
             "precision": str(state.dtype).removeprefix("torch."),
-            "seconds": round(state.spent.seconds, 3),
-            "energy_kwh": round(state.spent.kwh, 9),
+            "seconds": round(self.spent.seconds, 3),
+            "energy_kwh": round(self.spent.kwh, 9),
             "worker_cpu_seconds": [round(seconds, 3) for seconds in self.world.gather(time.process_time())],
         }

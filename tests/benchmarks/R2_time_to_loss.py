@@ -223,7 +223,7 @@ def train_ours(case: Case, folder: Path, rates: tuple[float, ...], seed: int) ->
         lines = (Path(work) / "metrics.jsonl").read_text().splitlines()
     curve, seconds = [], 0.0
     for record in map(json.loads, lines):
-        seconds += record["step_seconds"] * (1 - record.get("validation_share", 0.0))
+        seconds += record["step_seconds"] * (1 - record.get("validation_share", 0.0) - record.get("start_share", 0.0))
         if "validation_loss" in record:
             curve.append({"tokens": record["tokens"], "seconds": seconds, "validation_loss": record["validation_loss"]})
     return Run(curve, validation_targets(job))

@@ -24,8 +24,9 @@ from torch.optim import AdamW
 
 from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
-from llm.train.checkpoint import Checkpoints, Retention
+from llm.train.checkpoint import Checkpoints
 from llm.train.parallel.world import World
+from llm.train.retention import Retention
 from tests.benchmarks import measured
 from tests.benchmarks.measured import ROOT
 

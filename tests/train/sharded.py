@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from llm.train.checkpoint import Checkpoints, Retention
+from llm.train.checkpoint import Checkpoints
 from llm.train.parallel.world import World
+from llm.train.retention import Retention
 
 
 def whole(tensor: Any) -> Tensor:

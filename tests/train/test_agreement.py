@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,11 @@ from torch.distributed.fsdp import fully_shard
 
 from llm.errors import DivergenceError
 from llm.train.agreement import check_agreement, digest, minority
+from llm.train.config import ClusterConfig
+from llm.train.job import TrainJob
+from llm.train.loop import Attempt, watch
+from llm.train.parallel.world import World
+from tests.train.conftest import JobMaker
 
 Part = Callable[[int], None]
 
@@ -85,6 +92,28 @@ def shards_differ_and_copies_do_not(rank: int) -> None:
         check_agreement(2, sharded, mesh.get_group("replicate"))
 
 
+class Flipping(Attempt):
+    """An attempt in which worker 1 goes wrong at step 2 without a word."""
+
+    def apply(self, step: int) -> float:
+        rate = super().apply(step)
+        if step == 2 and self.world.rank == 1:
+            flip(next(self.state.parameters()), 5, 1)
+        return rate
+
+
+def one_of_two_that_train(job: TrainJob, rank: int) -> None:
+    """It is found at the next check, here before the checkpoint of step 4, which is not written."""
+    job.work.mkdir(exist_ok=True)
+    world = World.current("cpu")
+    with watch(job, world) as dog:
+        attempt = Flipping(job, world, dog)
+        with pytest.raises(DivergenceError, match="parameters at step 4: worker 0, 1 in 1 tensors"):
+            attempt.run()
+        attempt.close()
+    assert not list((job.work / "checkpoints").glob("step-*"))
+
+
 def member(part: Part, rank: int, size: int, meeting: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
@@ -102,6 +131,19 @@ def spawned() -> Iterator[list[multiprocessing.process.BaseProcess]]:
 
 @pytest.mark.parametrize(("part", "size"), [(one_of_three, 3), (one_of_two, 2), (shards_differ_and_copies_do_not, 4)])
 def test_workers(part: Part, size: int, tmp_path: Path, spawned: list[multiprocessing.process.BaseProcess]) -> None:
+    run(part, size, tmp_path, spawned)
+
+
+@pytest.mark.parametrize("layout", [{}, {"context": 2}], ids=["copies of all rows", "copies of parts of a row"])
+def test_a_training_compares_its_copies(
+    layout: dict[str, int], make_job: JobMaker, tmp_path: Path, spawned: list[multiprocessing.process.BaseProcess]
+) -> None:
+    cluster = ClusterConfig.model_validate({"workers": 2, "layout": layout})
+    run(partial(one_of_two_that_train, replace(make_job(), cluster=cluster)), 2, tmp_path, spawned)
+
+
+def run(part: Part, size: int, tmp_path: Path, spawned: list[multiprocessing.process.BaseProcess]) -> None:
+    """Let every member of a group do its part; all must end well."""
     fork = multiprocessing.get_context("fork")
     spawned.extend(fork.Process(target=member, args=(part, rank, size, tmp_path / "meeting")) for rank in range(size))
     for process in spawned:

@@ -23,13 +23,15 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter, state_dict_saver
 
 from llm import failpoint
+from llm.artifact import Store
 from llm.errors import ArtifactError
 from llm.train.adamw8bit import AdamW8bit
-from llm.train.checkpoint import Checkpoints, Retention, _verified, _write_shards, sole_writer
+from llm.train.checkpoint import Checkpoints, _verified, _write_shards, sole_writer
 from llm.train.job import TrainJob
 from llm.train.loop import train
 from llm.train.muon import Muon
 from llm.train.parallel.world import World
+from llm.train.retention import Retention
 
 JobMaker = Callable[..., TrainJob]
 SHARDED = Path(__file__).parent / "sharded.py"
@@ -441,6 +443,20 @@ def test_other_rows_are_another_job(masked_rows: Path, make_job: JobMaker, tmp_p
     assert before == make_job(rows=masked_rows).fingerprint
     (copy / name).write_bytes((copy / name).read_bytes() + b" ")
     assert make_job(rows=copy).fingerprint != before
+
+
+def test_rows_of_an_artifact_are_told_by_its_manifest(masked_rows: Path, make_job: JobMaker, tmp_path: Path) -> None:
+    """A checkpoint made before the rows had a manifest still fits, and no row is read to see that."""
+
+    def build(out: Path) -> dict[str, Any]:
+        shutil.copytree(masked_rows, out, dirs_exist_ok=True)
+        return {}
+
+    path = Store(tmp_path).produce("tokenize", "key", {}, build).path
+    assert make_job(rows=path).fingerprint == make_job(rows=masked_rows).fingerprint
+    (path / "train.tokens").unlink()
+    (path / "train.tokens").mkdir()  # which can't be read
+    assert make_job(rows=path).fingerprint == make_job(rows=masked_rows).fingerprint
 
 
 def test_a_second_group_waits_then_gives_up(tmp_path: Path) -> None:

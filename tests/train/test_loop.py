@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from llm.artifact import content_digest, describe
 from llm.data.rows import Rows, order
 from llm.errors import ArtifactError, DataError, DivergenceError, RecipeError
 from llm.model import weights
 from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
-from llm.train.config import TrainConfig
+from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.job import TrainJob
 from llm.train.loop import train
 
@@ -80,6 +82,23 @@ def test_metrics_are_the_history_with_a_clock(make_job: JobMaker) -> None:
         assert line["tokens_per_second"] > 0
         assert line["memory_bytes"] > 2**20
         assert 0 <= line["mfu"] < 1
+
+
+def test_a_trace_is_in_the_result_and_outside_its_content(make_job: JobMaker) -> None:
+    plain, traced = make_job("plain"), replace(make_job("traced"), cluster=ClusterConfig(profile_steps=(11, 40)))
+    train(plain)
+    train(traced)
+    with gzip.open(traced.work / "final" / "log" / "trace-0.json.gz") as file:
+        assert any(event.get("name") == "aten::mm" for event in json.load(file)["traceEvents"])
+    assert (traced.work / "final" / "log" / "trace-0.txt").read_text()
+    first, second = (content_digest(describe(job.work / "final")) for job in (plain, traced))
+    assert first == second
+
+
+@pytest.mark.parametrize("steps", [(20, 10), (0, 3)])
+def test_a_trace_of_no_step_is_refused(steps: tuple[int, int]) -> None:
+    with pytest.raises(ValidationError, match=f"no step lies from {steps[0]} to {steps[1]}; set cluster.profile_steps"):
+        ClusterConfig(profile_steps=steps)
 
 
 def test_fine_tuning_starts_from_the_initial_weights(make_job: JobMaker) -> None:

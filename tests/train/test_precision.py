@@ -75,6 +75,16 @@ def test_the_loss_scale_survives_a_checkpoint_and_its_bounds() -> None:
     assert LossScale(2.0**24, precision.GROWTH_STEPS - 1).after(overflow=False) == LossScale(2.0**24)
 
 
+@pytest.mark.parametrize(("scale", "writes", "expected"), [(1.0, 0, 3.0), (2.0, 1, 1.5)])
+def test_only_a_scale_above_1_touches_the_gradients(scale: float, writes: int, expected: float) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.full((2,), 3.0)
+    before = parameter.grad._version
+    LossScale(scale).unscale([parameter])
+    assert parameter.grad._version == before + writes
+    assert parameter.grad.tolist() == [expected] * 2
+
+
 def losses(rows: Path, dtype: torch.dtype, scale: LossScale, steps: int = 25) -> tuple[list[float], LossScale, list[int]]:
     """A decoder's losses, the scale in the end, and the steps that overflowed and weren't applied."""
     torch.manual_seed(0)

@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from llm.errors import StoppedError
+from llm.train.budget import Spent
+from llm.train.config import ClusterConfig
 from llm.train.job import TrainJob
 from llm.train.loop import train
 from llm.train.parallel.world import World
@@ -99,6 +102,37 @@ def test_a_file_stops_it_and_the_next_attempt_goes_on(make_job: JobMaker) -> Non
     asker.join()
     train(job)
     assert steps(job.work) == list(range(1, STEPS + 1))
+
+
+def test_what_a_killed_attempt_cost_is_not_forgotten(make_job: JobMaker, tmp_path: Path) -> None:
+    """No step of it reached a checkpoint, and its last record is torn."""
+    job = make_job(steps=STEPS, checkpoint_every_steps=STEPS)
+    (process,) = start(job, 1, tmp_path / "group")
+    after(5, job.work)
+    process.kill()
+    process.communicate()
+    records = job.work / "metrics.jsonl"
+    lines = records.read_text().splitlines()
+    records.write_text("\n".join([*lines, lines[-1][:20]]) + "\n")
+    spent = Spent.recorded(records)
+    assert spent.seconds == pytest.approx(sum(json.loads(line)["step_seconds"] for line in lines))
+    within = replace(job, cluster=ClusterConfig.model_validate({"budget": {"hours": spent.seconds / 3600}}))
+    with pytest.raises(StoppedError, match=r"after step 1: spent .* of cluster\.budget\.hours"):
+        train(within)
+    train(job)
+    cost = json.loads((job.work / "final" / "log" / "cost.json").read_text())
+    both = Spent.recorded(records)
+    assert (cost["seconds"], cost["energy_kwh"]) == (round(both.seconds, 3), round(both.kwh, 9))
+    assert both.seconds > spent.seconds
+
+
+def test_a_start_is_paid_but_is_no_training(make_job: JobMaker) -> None:
+    job = make_job()
+    train(job)
+    first, *others = (json.loads(line) for line in (job.work / "metrics.jsonl").read_text().splitlines())
+    assert 0 < first["start_share"] < 1
+    assert not any("start_share" in record for record in others)
+    assert first["tokens_per_second"] > 8 * job.model.max_positions / first["step_seconds"]
 
 
 def test_the_first_reason_is_told(tmp_path: Path) -> None:

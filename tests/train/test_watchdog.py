@@ -7,11 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llm.train.config import ClusterConfig
+from llm.train.loop import watch
+from llm.train.parallel.world import World
 from llm.train.watchdog import Watchdog, last_hang
+from tests.train.conftest import JobMaker
 
 HANGING = Path(__file__).parent / "hanging.py"
 
@@ -93,6 +98,13 @@ def test_an_infinite_limit_ends_nothing(tmp_path: Path) -> None:
         dog.begin("step", 1)
         assert dog.limit("step") == math.inf
         time.sleep(1.5)
+
+
+def test_what_waits_for_a_disk_has_a_limit_of_its_own(make_job: JobMaker, tmp_path: Path) -> None:
+    """A start verifies and loads a checkpoint as large as the one that a save writes."""
+    job = replace(make_job(), work=tmp_path, cluster=ClusterConfig(write_timeout_seconds=1234))
+    dog = watch(job, World.current("cpu"))
+    assert [dog.limit(activity) for activity in ("start", "write", "result")] == [1234] * 3
 
 
 def test_a_limit_of_its_own_holds_whatever_is_usual(tmp_path: Path) -> None:

@@ -135,6 +135,16 @@ class Layout:
         """Workers that hold the same parameters and see other tokens; flat."""
         return self.mesh["dp_replicate", "dp_shard", "cp"]._flatten("dp_cp")
 
+    @property
+    def copies(self) -> ProcessGroup | None:
+        """This worker and those that hold the same parameters, or the same shards of them; None where there is no other.
+
+        Vectors in blocks, which tensor-parallel workers hold alike as well, are left out.
+        """
+        if self.shares_parameters:
+            return self.group("dp_replicate") if self.sizes["dp_replicate"] > 1 else None
+        return self.replicas.get_group() if self.world.size > 1 else None
+
     @cached_property
     def shards(self) -> DeviceMesh:
         """Copies by the workers that share the parameters of a block between them."""
