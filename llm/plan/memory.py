@@ -21,8 +21,9 @@ MUON_BYTES = 4.0  # one momentum
 MUON_BATCH = 2**20  # numbers that are orthogonalised together at least, llm/train/muon.py
 REMEDIES = {
     "backward": "lower {section}.micro_batch_size, set {section}.activation_checkpointing to full, or raise cluster.layout.shard",
-    "update": "raise cluster.layout.shard, set {section}.optimizer.state_bits to 8, or lower model.width",
+    "update": "raise cluster.layout.shard, {eight_bits}or lower model.width",
 }
+EIGHT_BITS = "set {section}.optimizer.state_bits to 8, "  # unless a tensor layout cuts the rows that have scales
 
 Moment = Literal["backward", "update"]
 
@@ -113,15 +114,16 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
     )
 
 
-def check(memory: Memory, have_bytes: float, *, section: str = "train", workers: int = 1) -> None:
+def check(memory: Memory, have_bytes: float, *, section: str = "train", workers: int = 1, tensor: int = 1) -> None:
     """Raises: CapacityError, with the settings that would help, if so many workers don't fit in so many bytes."""
     needed = memory.peak_bytes * workers
     if needed > have_bytes:
+        eight_bits = EIGHT_BITS.format(section=section) if tensor == 1 else ""
         many = f"{workers} workers" if workers > 1 else "one worker"
         raise CapacityError(
             f"training needs more memory than there is ({many}, fullest in the {memory.peak_moment})",
             value=f"{needed / 2**30:.1f} GiB of {have_bytes / 2**30:.1f} GiB",
-            remedy=REMEDIES[memory.peak_moment].format(section=section),
+            remedy=REMEDIES[memory.peak_moment].format(section=section, eight_bits=eight_bits),
         )
 
 
