@@ -38,7 +38,7 @@ from llm.train.watchdog import Watchdog
 
 
 def train(job: TrainJob) -> None:
-    """Train to the last step and leave the model in `job.work/final`.
+    """Train to the last step and leave the model in `job.work/final`; of 0 steps, the initial weights as they are.
 
     Raises: DivergenceError if it goes on failing after the guard's returns to a checkpoint, StoppedError if it was
     asked to stop, RecipeError if the sizes don't fit together, DataError if there is nothing to learn from,

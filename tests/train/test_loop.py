@@ -90,6 +90,21 @@ def test_fine_tuning_starts_from_the_initial_weights(make_job: JobMaker) -> None
     assert history(tuned)[0]["loss"] < history(base)[0]["loss"] - 0.1
 
 
+@pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9}, {"stop_after_validations": 1, "ramp": {"rows": 4, "steps": 9}}])
+def test_no_step_hands_the_initial_weights_on(make_job: JobMaker, changes: dict[str, object]) -> None:
+    base = make_job("base", steps=3)
+    train(base)
+    job = make_job("handed on", initial=base.work / "final", **changes)
+    settings = job.train.model_dump() | {"steps": 0, "initial": str(base.work / "final")}
+    job = replace(job, train=TrainConfig.model_validate(settings))
+    for _ in range(2):  # the second attempt finds nothing to go on from, and needs nothing
+        train(job)
+        for name in ("model.safetensors", "config.json"):
+            assert (job.work / "final" / name).read_bytes() == (base.work / "final" / name).read_bytes()
+        assert history(job) == []
+        assert json.loads((job.work / "final" / "log" / "cost.json").read_text())["rows_read"] == 0
+
+
 def test_initial_weights_of_another_size_are_refused(make_job: JobMaker) -> None:
     base = make_job("base", steps=3)
     train(base)
