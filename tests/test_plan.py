@@ -379,6 +379,34 @@ def test_seventy_billion_on_sixty_four_are_sharded_and_split() -> None:
     assert choice.best.memory.peak_bytes < 80 * 2**30
 
 
+WIDE_EXPERTS = {"architecture": "moe", "width": 6144, "num_layers": 2, "num_heads": 48, "num_kv_heads": 8, "ffn_width": 16384}
+
+
+def test_a_layer_that_no_gpu_could_gather_has_its_experts_spread() -> None:
+    model = parse_model(WIDE_EXPERTS | {"num_experts": 64, "experts_per_token": 2, "max_positions": 4096})
+    train, cluster = settings(global_batch_size=64, **LARGE), Cluster(64, 8, 80, named("H100"))
+    choice = layout.choose(model, 32_000, 4096, train, cluster)
+    assert choice.best.name == "shard 64 × expert 64"
+    assert choice.best.memory.peak_bytes < cluster.usable_bytes
+    assert any(line.startswith("shard 64: doesn't fit") for line in choice.why)
+    parallel.check(choice.best.layout, model, train.model_copy(update={"micro_batch_size": choice.best.micro_batch_size}), 4096, 64)
+    with pytest.raises(CapacityError, match="no layout fits"):  # 64 workers can't share 48 experts out evenly
+        layout.choose(model.model_copy(update={"num_experts": 48, "ffn_width": 22528}), 32_000, 4096, train, cluster)
+
+
+def test_experts_are_moved_or_their_tokens_are() -> None:
+    """Weights that are gathered cost the same for every batch; tokens that travel cost more the more there are."""
+    model, cluster = parse_model(WIDE_EXPERTS | {"num_experts": 64, "experts_per_token": 2}), Cluster(8, 8, 80, named("H100"))
+    whole, spread, gathered = shape.of(model, 32_000), LayoutConfig(shard=8, expert=8), LayoutConfig(shard=8)
+
+    def exchange(degrees: LayoutConfig, rows: int) -> float:
+        train = settings(global_batch_size=8 * rows, precision="bf16", micro_batch_size=rows)
+        return layout.step_seconds(whole, 64, train, cluster, degrees, 1)[1]
+
+    assert exchange(spread, 1) < exchange(gathered, 1) / 10
+    assert exchange(spread, 8) - exchange(spread, 4) == pytest.approx(2 * (exchange(spread, 4) - exchange(spread, 2)), rel=0.05)
+
+
 def test_a_slow_network_keeps_the_exchange_inside_machines() -> None:
     model = llama_8b()
     train = settings(global_batch_size=64, **LARGE)
@@ -490,6 +518,11 @@ def test_impossible_numbers_are_refused_by_name(option: str) -> None:
     options: dict[str, Any] = {"gpus": 8, option: -8}
     with pytest.raises(RecipeError, match=f"--{option.replace('_', '-')} is too small: -8"):
         cli.plan(recipe="llama-1b", **options)
+
+
+def test_measuring_here_says_nothing_about_another_cluster() -> None:
+    with pytest.raises(RecipeError, match="--measure trains on this machine, and --gpus asks about another cluster: 8; leave out one"):
+        cli.plan(recipe="llama-1b", gpus=8, measure=True)
 
 
 def test_what_fits_nowhere_and_what_does_not_divide() -> None:

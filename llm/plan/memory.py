@@ -95,8 +95,7 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
     tokens = train.micro_batch_size * row_tokens // layout.context
     in_flight = min(layout.pipeline, _micro_batches(train, worker))
     activations, one_layer = _activations(mine, tokens, row_tokens, number_bytes, train, worker)
-    gathered = 2 * number_bytes * max(layer.parameters for layer in mine.layers) if layout.shard > 1 else 0
-    casts = 2 * (mine.matrices + mine.head) if worker.bf16 and layout.shard == 1 else 0
+    gathered, casts = _gathered_and_casts(mine, number_bytes, worker)
     bucket = parameters if worker.replicas > 1 else 0  # DistributedDataParallel gathers gradients in buckets of its own
     return Memory(
         parameters_bytes=parameters,
@@ -150,6 +149,19 @@ def _share(whole: Shape, layout: LayoutConfig) -> Shape:
     around = (whole.parameters - whole.blocks) // layout.tensor
     head = whole.head // layout.tensor
     return replace(whole, layers=layers, head=head, parameters=blocks + around)
+
+
+def _gathered_and_casts(mine: Shape, number_bytes: int, worker: Worker) -> tuple[int, int]:
+    """A layer's weights with their gradient, gathered from other shards, and copies of weights in bfloat16.
+
+    Experts that are spread out stay where they are: nothing of them is gathered, and copies are made of a worker's own.
+    """
+    layout = worker.layout
+    if layout.shard == 1:
+        return 0, 2 * (mine.matrices + mine.head) if worker.bf16 else 0
+    spread = layout.expert > 1
+    gathered = 2 * number_bytes * max(layer.parameters - spread * layer.experts for layer in mine.layers)
+    return gathered, 2 * mine.experts // layout.expert if worker.bf16 and spread else 0
 
 
 def _optimizer_bytes(mine: Shape, train: TrainConfig) -> int:
