@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from llm.data.rows import Rows, order
 from llm.errors import ArtifactError, DataError, DivergenceError, RecipeError
 from llm.model import weights
-from llm.model.config import DecoderConfig
+from llm.model.config import DecoderConfig, parse_model
 from llm.model.decoder import Decoder
 from llm.train.config import TrainConfig
 from llm.train.job import TrainJob
 from llm.train.loop import train
+from tests.train.golden import MODELS
 
 JobMaker = Callable[..., TrainJob]
 
@@ -88,6 +89,18 @@ def test_fine_tuning_starts_from_the_initial_weights(make_job: JobMaker) -> None
     tuned = make_job("tuned", initial=base.work / "final", steps=1, schedule={"warmup_steps": 0})
     train(tuned)
     assert history(tuned)[0]["loss"] < history(base)[0]["loss"] - 0.1
+
+
+def test_dropped_assignments_are_told_where_experts_have_a_capacity(make_job: JobMaker) -> None:
+    experts = parse_model(MODELS["moe"] | {"max_positions": 16})
+    tight, free = (make_job(name, steps=2, schedule={"warmup_steps": 0}) for name in ("tight", "free"))
+    tight = replace(tight, model=experts.model_copy(update={"capacity_factor": 0.5}))
+    free = replace(free, model=experts)
+    train(tight)
+    train(free)
+    for record in history(tight):  # with half of what even shares need, at least half finds no room
+        assert 0.5 <= record["router_dropped_share"] < 1
+    assert all("router_dropped_share" not in record for record in history(free))
 
 
 @pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9}, {"stop_after_validations": 1, "ramp": {"rows": 4, "steps": 9}}])
