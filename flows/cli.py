@@ -127,6 +127,10 @@ def plan(
     loaded, store = load(recipe, _overrides(set)), Store(home())
     flow = flow or ("lifecycle" if loaded.model.architecture in SCORED else "pretrain")
     trainings = forecast.trainings(loaded, flow)
+    if gpus and measure:
+        raise RecipeError(
+            "--measure trains on this machine, and --gpus asks about another cluster", value=gpus, remedy="leave out one of them"
+        )
     if gpus:
         chip = named(gpu)
         cluster = layout.Cluster(gpus, min(gpus, gpus_per_node), gpu_memory_gib or chip.memory_gib, chip, interconnect)

@@ -8,6 +8,7 @@ from prefect import flow
 
 from flows.prepare import prepare_data
 from flows.session import session
+from llm.sweep.population import recommended
 from llm.sweep.result import folder, result, write
 from llm.sweep.settings import load_sweep
 from tasks.sweep import show, try_settings
@@ -23,6 +24,7 @@ def sweep(file: str = "small", overrides: dict[str, Any] | None = None) -> str:
         out = folder(run.store, planned.config, trials)
         tried = try_settings(planned, trials, out)
         found = result(planned.config, [outcome for _, outcome in tried])
-        write(found, next(trial.recipe for trial, outcome in tried if outcome is found.best), out)
+        best = next(trial for trial, outcome in tried if outcome is found.best)
+        write(found, recommended(planned.recipe, best), out)
         show(found, out)
     return str(out)

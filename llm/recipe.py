@@ -139,7 +139,7 @@ def load(recipe: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     if not isinstance(values, dict):
         raise RecipeError("recipe is empty or not a mapping", value=path.name, remedy="start from deployments/recipes/tiny.yaml")
     for setting, value in (overrides or {}).items():
-        _override(values, setting, value)
+        override(values, setting, value)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -177,7 +177,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise RecipeError("override's value is not valid YAML", value=text, remedy="quote it") from error
 
 
-def _override(values: dict[str, Any], setting: str, value: Any) -> None:
+def override(values: dict[str, Any], setting: str, value: Any) -> None:
     """Set a dotted key; list items are named by their index."""
     *parents, last = setting.split(".")
     here: Any = values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from flows import cli
+from llm.data import tokenizer
+from llm.data.config import TokenizeConfig
+from llm.data.hashing import weight_fingerprints
 from llm.data.rows import Rows
-from llm.errors import CapacityError, RecipeError
+from llm.errors import ArtifactError, CapacityError, RecipeError
 from llm.model import families, shape, sizes
 from llm.model.config import DecoderConfig, ModelConfig, parse_model
 from llm.model.weights import save
-from llm.plan import check, cost, forecast, layout, machine, memory, teachers
+from llm.plan import check, cost, forecast, layout, machine, memory, origins, teachers
 from llm.plan.layout import Cluster
 from llm.plan.machine import Machine
 from llm.plan.measure import _shortened, measure
@@ -45,6 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "bert": GPT2 | {"architecture": "encoder"},
 }
+MINI = Path(__file__).parent / "mini.yaml"
 B, T = 3, 32
 QUIET_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
@@ -198,6 +204,136 @@ def test_what_does_not_fit_names_the_setting_of_its_fullest_moment() -> None:
     memory.check(memory.predict(model, 1024, 16, settings(), Worker()), 2**30)
 
 
+def test_a_tensor_layout_is_not_sent_to_eight_bits() -> None:
+    huge = DecoderConfig(width=2048, num_layers=4, num_heads=4, num_kv_heads=2, ffn_width=8192, max_positions=4096)
+    needed = memory.predict(huge, 1024, 16, settings(micro_batch_size=1, global_batch_size=1), Worker())
+    with pytest.raises(CapacityError) as refused:
+        memory.check(needed, 2**30, tensor=2)
+    assert refused.value.remedy == "raise cluster.layout.shard, or lower model.width"
+
+
+ORIGIN = {"width": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 176}
+TAUGHT: dict[str, Any] = {"kind": "distillation"}
+
+
+def written(config: ModelConfig, folder: Path, vocab_size: int = 1024) -> str:
+    folder.mkdir()
+    save(families.build(config, vocab_size), folder)
+    return str(folder)
+
+
+def refusal(setting: str, folder: str, **changes: Any) -> str:
+    """What the check says to the mini recipe with a model in one of its settings; nothing if it says nothing."""
+    value = TAUGHT | {"teacher": folder} if setting.endswith("objective") else folder
+    try:
+        check._check_origins(load(str(MINI), {setting: value} | changes))
+    except (ArtifactError, RecipeError) as error:
+        (line,) = str(error).splitlines()
+        return f"{type(error).__name__}: {line}"
+    return ""
+
+
+@pytest.mark.parametrize("setting", ["train.initial", "train.objective", "finetune.train.objective"])
+def test_a_model_that_is_missing_or_damaged_is_refused_before_anything_runs(setting: str, tmp_path: Path) -> None:
+    named_by = setting.replace("objective", "objective.teacher")
+    assert f"ArtifactError: no model where {named_by} says: {tmp_path / 'none'}; set {named_by} to" in refusal(
+        setting, str(tmp_path / "none")
+    )
+    (tmp_path / "config.json").write_text("[]")
+    assert "ArtifactError: no model where" in refusal(setting, str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert f"ArtifactError: sizes of the model that {named_by} names can't be read" in refusal(setting, str(tmp_path))
+
+
+def test_initial_weights_of_another_model_are_refused_by_what_differs(tmp_path: Path) -> None:
+    fitting = written(parse_model(ORIGIN), tmp_path / "fitting")
+    assert refusal("train.initial", fitting) == ""
+    assert refusal("train.initial", fitting, **{"model.dropout": 0.1, "model.max_positions": 512}) == ""
+    wider = "width 64 instead of 128, ffn_width 176 instead of 352 in"
+    assert wider in refusal("train.initial", fitting, **{"model.width": 128, "model.ffn_width": 352})
+    gpt2 = {"architecture": "gpt2", "width": 64, "num_layers": 2, "num_heads": 4, "ffn_width": 176, "max_positions": 256}
+    assert "architecture decoder instead of gpt2 in" in refusal("train.initial", fitting, model=gpt2)
+    assert "fewer token ids than the tokenizer: 1024 instead of 1025" in refusal("train.initial", fitting, **{"tokenize.vocab_size": 1025})
+
+
+def test_a_public_checkpoint_is_checked_as_it_will_be_read(tmp_path: Path) -> None:
+    theirs = LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=176,
+        vocab_size=1024,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+    )
+    LlamaForCausalLM(theirs).save_pretrained(tmp_path)
+    assert refusal("train.initial", str(tmp_path)) == ""
+    assert refusal("train.objective", str(tmp_path)) == ""
+    assert "num_layers 2 instead of 3 in" in refusal("train.initial", str(tmp_path), **{"model.num_layers": 3})
+    (tmp_path / "config.json").write_text(json.dumps(theirs.to_dict() | {"model_type": "mamba"}))
+    origins._read.cache_clear()
+    assert "architecture of the public checkpoint is unknown: mamba" in refusal("train.initial", str(tmp_path))
+
+
+def test_a_teacher_needs_the_recipe_s_vocabulary_where_that_is_known(tmp_path: Path) -> None:
+    teacher = written(parse_model(ORIGIN | {"num_layers": 1}), tmp_path / "teacher", vocab_size=1000)
+    for setting in ("train.objective", "finetune.train.objective"):
+        assert "RecipeError: teacher has another vocabulary than the recipe's tokenizer: 1000 instead of 1024 ids" in refusal(
+            setting, teacher
+        )
+        assert refusal(setting, teacher, **{"tokenize.tokenizer.kind": "byte_bpe"}) == ""  # may end with fewer ids
+        assert refusal(setting, teacher, **{"tokenize.vocab_size": 1000}) == ""
+
+
+def test_an_imported_tokenizer_tells_its_ids(tmp_path: Path) -> None:
+    texts = [path.read_text() for path in sorted(Path(check.__file__).parent.glob("*.py"))]
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.train(texts, TokenizeConfig(vocab_size=500)))
+    imported = {"tokenize.tokenizer": {"kind": "imported", "path": str(tmp_path)}}
+    small = written(parse_model(ORIGIN), tmp_path / "small", vocab_size=499)
+    assert "499 instead of 500" in refusal("train.initial", small, **imported)
+    assert refusal("train.initial", written(parse_model(ORIGIN), tmp_path / "enough", vocab_size=512), **imported) == ""
+
+
+def test_no_key_is_made_of_weights_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such folder of a model"):
+        weight_fingerprints(tmp_path / "none")
+
+
+FLOAT8 = {"train.precision": "fp8"}
+
+
+@pytest.mark.parametrize(
+    ("here", "message"),
+    [
+        (Machine("cpu"), "multiply float8: cpu; set train.precision to bf16, or train on an H100 or later"),
+        (Machine("cuda", "NVIDIA A100-SXM4-80GB", 8, 80 * 2**30), "multiply float8: NVIDIA A100-SXM4-80GB; set train.precision"),
+        (Machine("cuda", "NVIDIA H200", 8, 141 * 2**30), ""),
+        (Machine("cuda", "NVIDIA of tomorrow", 8, 141 * 2**30), ""),  # whoever computes there will know
+    ],
+)
+def test_float8_is_refused_where_no_chip_multiplies_it(here: Machine, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(machine, "this", lambda cluster: here)
+    recipe = load(str(MINI), FLOAT8)
+    with pytest.raises(CapacityError, match=message) if message else nullcontext():
+        check._check_precision(recipe)
+    check._check_precision(load(str(MINI)))
+
+
+def test_float8_on_a_cluster_to_be_joined_is_refused_only_on_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check._check_precision(load(str(MINI), FLOAT8))
+    with pytest.raises(CapacityError, match="multiply float8: cpu"):
+        check._check_precision(load(str(MINI), FLOAT8 | {"cluster.use_gpu": False}))
+
+
+def test_a_group_of_parts_that_may_shrink_is_refused_before_it_starts() -> None:
+    recipe = load(str(MINI), {"cluster.workers": 2, "cluster.min_workers": 2, "cluster.layout.shard": 2})
+    with pytest.raises(RecipeError, match=r"can't come and go: 2; set cluster\.min_workers to null"):
+        check._check_layout(recipe)
+
+
 def test_states_of_adamw_are_zero_s_sixteen_bytes() -> None:
     """ZeRO, figure 1, with float32 throughout: 4 of weights, 4 of gradients, 8 of optimizer, all divided by the shards."""
     model, train = llama_8b(), settings(optimizer={"kind": "adamw"})
@@ -241,6 +377,34 @@ def test_seventy_billion_on_sixty_four_are_sharded_and_split() -> None:
     assert choice.best.layout.shard >= 8
     assert 2 <= choice.best.layout.tensor <= 8
     assert choice.best.memory.peak_bytes < 80 * 2**30
+
+
+WIDE_EXPERTS = {"architecture": "moe", "width": 6144, "num_layers": 2, "num_heads": 48, "num_kv_heads": 8, "ffn_width": 16384}
+
+
+def test_a_layer_that_no_gpu_could_gather_has_its_experts_spread() -> None:
+    model = parse_model(WIDE_EXPERTS | {"num_experts": 64, "experts_per_token": 2, "max_positions": 4096})
+    train, cluster = settings(global_batch_size=64, **LARGE), Cluster(64, 8, 80, named("H100"))
+    choice = layout.choose(model, 32_000, 4096, train, cluster)
+    assert choice.best.name == "shard 64 × expert 64"
+    assert choice.best.memory.peak_bytes < cluster.usable_bytes
+    assert any(line.startswith("shard 64: doesn't fit") for line in choice.why)
+    parallel.check(choice.best.layout, model, train.model_copy(update={"micro_batch_size": choice.best.micro_batch_size}), 4096, 64)
+    with pytest.raises(CapacityError, match="no layout fits"):  # 64 workers can't share 48 experts out evenly
+        layout.choose(model.model_copy(update={"num_experts": 48, "ffn_width": 22528}), 32_000, 4096, train, cluster)
+
+
+def test_experts_are_moved_or_their_tokens_are() -> None:
+    """Weights that are gathered cost the same for every batch; tokens that travel cost more the more there are."""
+    model, cluster = parse_model(WIDE_EXPERTS | {"num_experts": 64, "experts_per_token": 2}), Cluster(8, 8, 80, named("H100"))
+    whole, spread, gathered = shape.of(model, 32_000), LayoutConfig(shard=8, expert=8), LayoutConfig(shard=8)
+
+    def exchange(degrees: LayoutConfig, rows: int) -> float:
+        train = settings(global_batch_size=8 * rows, precision="bf16", micro_batch_size=rows)
+        return layout.step_seconds(whole, 64, train, cluster, degrees, 1)[1]
+
+    assert exchange(spread, 1) < exchange(gathered, 1) / 10
+    assert exchange(spread, 8) - exchange(spread, 4) == pytest.approx(2 * (exchange(spread, 4) - exchange(spread, 2)), rel=0.05)
 
 
 def test_a_slow_network_keeps_the_exchange_inside_machines() -> None:
@@ -354,6 +518,11 @@ def test_impossible_numbers_are_refused_by_name(option: str) -> None:
     options: dict[str, Any] = {"gpus": 8, option: -8}
     with pytest.raises(RecipeError, match=f"--{option.replace('_', '-')} is too small: -8"):
         cli.plan(recipe="llama-1b", **options)
+
+
+def test_measuring_here_says_nothing_about_another_cluster() -> None:
+    with pytest.raises(RecipeError, match="--measure trains on this machine, and --gpus asks about another cluster: 8; leave out one"):
+        cli.plan(recipe="llama-1b", gpus=8, measure=True)
 
 
 def test_what_fits_nowhere_and_what_does_not_divide() -> None:

@@ -36,6 +36,7 @@ from llm.train.allocator import keep_freed_memory
 from llm.train.config import ClusterConfig
 from llm.train.job import TrainJob
 from llm.train.loop import train
+from llm.train.parallel.check import check_elastic
 from llm.train.stop import STOP, on_sigterm, request
 from llm.train.watchdog import last_hang
 
@@ -161,10 +162,7 @@ def check_group(job: TrainJob, cluster: ClusterConfig) -> None:
             value=f"{job.train.global_batch_size} rows for {cluster.workers} workers",
             remedy=f"set train.global_batch_size to {cluster.workers} or more",
         )
-    if cluster.min_workers is not None and cluster.layout.model_workers > 1:
-        raise RecipeError(
-            "workers that hold parts of one model can't come and go", value=cluster.min_workers, remedy="set cluster.min_workers to null"
-        )
+    check_elastic(cluster)
     found = int(ray.cluster_resources().get("GPU", 0))
     if cluster.use_gpu is True and found < cluster.workers and "RAY_ADDRESS" not in os.environ:
         raise CapacityError(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm.artifact import sha256_file
+from llm.errors import ArtifactError
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -46,7 +47,12 @@ def _sha256_as_of(path: Path, *facts: int) -> str:
 
 
 def weight_fingerprints(folder: Path) -> list[dict[str, Any]]:
-    """What identifies the model in a folder: its configuration and its weights."""
+    """What identifies the model in a folder: its configuration and its weights.
+
+    Raises: ArtifactError if there is no such folder: no key is made of nothing.
+    """
+    if not folder.is_dir():
+        raise ArtifactError("no such folder of a model", value=folder, remedy="name one with config.json and model.safetensors")
     return fingerprints((path.name, path) for path in (folder / "config.json", *folder.glob("*.safetensors")) if path.is_file())
 
 

@@ -44,19 +44,25 @@ class Moe(Decoder):
         routed = [experts.routed for experts in experts_of(self)]
         if self.training:
             for experts in experts_of(self):
-                experts.load_E = experts.routed.chosen_E + (0 if experts.load_E is None else experts.load_E)
+                experts.count()
         return {
             "balance": torch.stack([layer.balance for layer in routed]).mean(),
             "router_z": torch.stack([layer.router_z for layer in routed]).mean(),
         }
 
-    def router_statistics(self) -> dict[str, Tensor]:
-        """Of the last forward pass, by layer: each expert's share of the assignments, entropy per token in nats, dropped assignments."""
-        routed = [experts.routed for experts in experts_of(self)]
+    def router_statistics(self, total: Callable[[Tensor], Tensor] = lambda counts: counts) -> dict[str, Tensor]:
+        """Of the passes in the load, by layer: each expert's share of the assignments, entropy per token in nats, dropped assignments.
+
+        `total` adds a tensor up over the workers.
+        """
+        counts = total(torch.stack([experts.counts() for experts in experts_of(self)]))
+        load_LE, dropped_L, entropy_L = counts[:, :-2], counts[:, -2], counts[:, -1]
+        assigned_L = load_LE.sum(dim=-1)
         return {
-            "shares_LE": torch.stack([layer.chosen_E / layer.chosen_E.sum() for layer in routed]),
-            "entropy_L": torch.stack([layer.entropy for layer in routed]),
-            "dropped_L": torch.stack([layer.dropped for layer in routed]),
+            "shares_LE": load_LE / assigned_L[:, None],
+            "entropy_L": entropy_L * self.config.experts_per_token / assigned_L,
+            "dropped_L": dropped_L,
+            "assigned_L": assigned_L,
         }
 
 
@@ -77,6 +83,7 @@ class Experts(nn.Module):
     routed: Routed  # the last forward pass
     bias_E: Tensor | None  # added to the scores when experts are chosen
     load_E: Tensor | None  # assignments since `update_biases`; no buffer, which DDP would overwrite with one worker's
+    beside_2: Tensor | None  # of the same passes: assignments beyond capacity, and nats of choice summed over tokens
     dispatch: Callable[[Tensor, list[int]], Tensor] | None  # answers for `compute` where other workers hold some of the experts
 
     def __init__(self, config: MoeConfig) -> None:
@@ -90,7 +97,7 @@ class Experts(nn.Module):
         shared = config.model_copy(update={"ffn_width": config.ffn_width * config.num_shared_experts})
         self.shared = FeedForward(shared) if config.num_shared_experts else None
         self.register_buffer("bias_E", torch.zeros(E) if config.balance == "bias" else None)
-        self.load_E = self.dispatch = None
+        self.load_E = self.beside_2 = self.dispatch = None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -133,6 +140,24 @@ class Experts(nn.Module):
             balance=E * (chosen_E / experts_NK.numel() * probabilities_NE.sum(dim=0)).sum(),
             router_z=logits_NE.logsumexp(dim=-1).square().sum(),
         )
+
+    def count(self) -> None:
+        """Add the last pass to the load."""
+        routed = self.routed
+        tokens = routed.chosen_E.sum() / self.config.experts_per_token
+        beside_2 = torch.stack([routed.dropped, routed.entropy * tokens])
+        self.load_E = routed.chosen_E if self.load_E is None else self.load_E + routed.chosen_E
+        self.beside_2 = beside_2 if self.beside_2 is None else self.beside_2 + beside_2
+
+    def counts(self) -> Tensor:
+        """The load of each expert, and behind it what stands beside; zeros before the first pass."""
+        if self.load_E is None or self.beside_2 is None:
+            return torch.zeros(self.config.num_experts + 2, device=self.router.weight.device)
+        return torch.cat([self.load_E, self.beside_2])
+
+    def forget(self) -> None:
+        """Drop what has been counted."""
+        self.load_E = self.beside_2 = None
 
     def capacity(self, N: int) -> int | None:
         """Assignments that one expert takes of N tokens while training; a token that finds no room keeps its residual alone."""
@@ -184,7 +209,7 @@ def experts_of(model: nn.Module) -> Iterator[Experts]:
 def forget_loads(model: nn.Module) -> None:
     """Before a step: drop what rehearsals, refused steps and passes cut short have counted."""
     for experts in experts_of(model):
-        experts.load_E = None
+        experts.forget()
 
 
 @torch.no_grad()
@@ -199,4 +224,4 @@ def update_biases(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda l
         if experts.bias_E is not None and experts.load_E is not None:
             load_E = total(experts.load_E)
             experts.bias_E += experts.config.bias_rate * torch.sign(load_E.mean() - load_E)
-        experts.load_E = None
+        experts.forget()

@@ -64,6 +64,8 @@ class Layer:
     ffn: int  # widest inner numbers per token
     saved: Saved
     products: float  # numbers per token that matrix products put out
+    experts: int = 0  # of the numbers in matrices, those of routed experts
+    visits: int = 0  # routed experts that a token visits
 
     @property
     def parameters(self) -> int:
@@ -99,6 +101,11 @@ class Shape:
     def matrices(self) -> int:
         """Numbers in the layers' matrices."""
         return sum(layer.count * layer.matrices for layer in self.layers)
+
+    @property
+    def experts(self) -> int:
+        """Numbers in the matrices of routed experts."""
+        return sum(layer.count * layer.experts for layer in self.layers)
 
     @property
     def active(self) -> int:
@@ -240,6 +247,8 @@ def _llama(model: LlamaSizes) -> Layer:
         ffn=F * (per_token + shared),
         saved=kept + router + experts + (Saved(compute=4 * F * shared, casts=2 * D) if shared else Saved()),
         products=2 * Q + 2 * K + D + E + (D + 2 * F) * (per_token + shared),
+        experts=E * net,
+        visits=per_token,
     )
 
 

@@ -5,6 +5,8 @@ Letters as in llm/model/decoder.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 from llm.model.config import (
     DecoderConfig,
     ElectraConfig,
@@ -16,6 +18,17 @@ from llm.model.config import (
     ModelConfig,
     MoeConfig,
 )
+
+HOW_IT_TRAINS = {
+    "dropout",
+    "balance",
+    "balance_weight",
+    "bias_rate",
+    "z_weight",
+    "capacity_factor",
+    "generator",
+}  # a public checkpoint may not say
+POSITIONS = {"max_positions", "rope_theta", "rope_scaling"}  # of rotary models, which may be stretched
 
 
 def parameters(config: ModelConfig, vocab_size: int) -> int:
@@ -99,3 +112,25 @@ def _projection(width: int, output_width: int) -> int:
 
 def _transform(width: int, output_width: int) -> int:
     return width * output_width + 3 * output_width
+
+
+def differences(config: ModelConfig, wanted: ModelConfig) -> tuple[str, ...]:
+    """What decides the tensors of a model and isn't as wanted, a few words each; nothing if the weights of one fit the other.
+
+    Example:
+        >>> gpt2 = Gpt2Config(width=768, num_layers=12, num_heads=12, ffn_width=3072)
+        >>> differences(gpt2, gpt2.model_copy(update={"width": 1024, "dropout": 0.1}))
+        ('width 768 instead of 1024',)
+    """
+    if config.architecture != wanted.architecture:
+        return (f"architecture {config.architecture} instead of {wanted.architecture}",)
+    names = config.model_dump(exclude=HOW_IT_TRAINS | (POSITIONS if isinstance(config, LlamaSizes) else set()))
+    pairs = {name: (_told(config, name), _told(wanted, name)) for name in names if getattr(config, name) != getattr(wanted, name)}
+    return tuple(f"{name} {found} instead of {expected}" for name, (found, expected) in pairs.items() if found != expected)
+
+
+def _told(config: ModelConfig, name: str) -> Any:
+    """A setting of a model, or what stands for it where it is unset."""
+    unset = {"head_dim": config.width // config.num_heads, "embedding_width": config.width, "num_decoder_layers": config.num_layers}
+    value = getattr(config, name)
+    return unset.get(name) if value is None else value

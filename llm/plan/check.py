@@ -10,10 +10,11 @@ import psutil
 from llm.artifact import Store, named_errors
 from llm.errors import CapacityError, DataError, RecipeError
 from llm.model import sizes
-from llm.plan import machine, memory
+from llm.plan import machine, memory, origins
 from llm.plan.machine import Machine
 from llm.recipe import Recipe
 from llm.stages import SCORED
+from llm.train import devices
 from llm.train.config import TrainConfig
 from llm.train.parallel import check as layout_check
 
@@ -27,8 +28,8 @@ BYTES_PER_PIECE = 4  # a vocabulary of V pieces can't be learnt from fewer than 
 def check(recipe: Recipe, store: Store) -> None:
     """Refuse a run that can't succeed here, before it costs anything.
 
-    Raises: CapacityError (memory, disk), DataError (no text), RecipeError (vocabulary or rows too large for the
-    text), ArtifactError (store read-only).
+    Raises: CapacityError (memory, disk, GPUs), DataError (no text), RecipeError (layout, initial weights or teacher that
+    don't fit, vocabulary or rows too large for the text), ArtifactError (store read-only, weights missing).
     """
     with named_errors(store.root):
         store.root.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,9 @@ def check(recipe: Recipe, store: Store) -> None:
         probe.touch()
         probe.unlink()
     _check_layout(recipe)
+    _check_origins(recipe)
     _check_gpus(recipe)
+    _check_precision(recipe)
     text_bytes = available_text_bytes(recipe)
     _check_text(recipe, text_bytes)
     _check_memory(recipe)
@@ -77,6 +80,7 @@ def _trainings(recipe: Recipe) -> dict[str, TrainConfig]:
 
 def _check_layout(recipe: Recipe) -> None:
     cluster, row_tokens = recipe.cluster, recipe.tokenize.row_tokens
+    layout_check.check_elastic(cluster)
     for train in _trainings(recipe).values():
         layout_check.check(cluster.layout, recipe.model, train, row_tokens, cluster.workers)
 
@@ -88,16 +92,34 @@ def _check_gpus(recipe: Recipe) -> None:
         raise CapacityError("more workers than GPUs", value=f"{wanted} workers, {len(names)} GPUs here", remedy=remedy)
 
 
+def _check_origins(recipe: Recipe) -> None:
+    for section, train in _trainings(recipe).items():
+        origins.check(train, recipe.model, recipe.tokenize, section)
+
+
+def _check_precision(recipe: Recipe) -> None:
+    """Of float8, which not every chip multiplies; machines of another cluster are known once it is joined."""
+    if "RAY_ADDRESS" in os.environ and recipe.cluster.use_gpu is not False:
+        return
+    gpu = machine.this(recipe.cluster).gpu
+    if gpu and devices.multiplies_float8(gpu) is not False:
+        return
+    for section, train in _trainings(recipe).items():
+        if train.precision == "fp8":
+            remedy = f"set {section}.precision to bf16, or train on an H100 or later"
+            raise CapacityError("this machine doesn't multiply float8", value=gpu or "cpu", remedy=remedy)
+
+
 def _check_memory(recipe: Recipe) -> None:
     if "RAY_ADDRESS" in os.environ:  # other machines train
         return
-    here = machine.this(recipe.cluster)
+    here, tensor = machine.this(recipe.cluster), recipe.cluster.layout.tensor
     for section, train in _trainings(recipe).items():
         needed = predicted(recipe, train, here)
         if here.device == "cuda":
-            memory.check(needed, here.gpu_memory_bytes, section=section)
+            memory.check(needed, here.gpu_memory_bytes, section=section, tensor=tensor)
         elif recipe.cluster.use_gpu is not True:
-            memory.check(needed, psutil.virtual_memory().total, section=section, workers=recipe.cluster.workers)
+            memory.check(needed, psutil.virtual_memory().total, section=section, workers=recipe.cluster.workers, tensor=tensor)
 
 
 def _check_text(recipe: Recipe, text_bytes: int | None) -> None:

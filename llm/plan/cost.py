@@ -57,7 +57,7 @@ class Data:
         """What doesn't suffice, with the setting that would change it."""
         found = []
         share = self.tokens / self.suited_tokens
-        if share < 0.5:
+        if 0 < share < 0.5:  # none at all is meant so
             found.append(f"{share:.0%} of the {TOKENS_PER_PARAMETER} tokens per parameter that suit this model; raise train.steps")
         if self.epochs and self.epochs > WORTHWHILE_EPOCHS:
             found.append(f"text is read {self.epochs:.1f} times, beyond {WORTHWHILE_EPOCHS} hardly worth it; add text or lower train.steps")

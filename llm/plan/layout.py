@@ -35,7 +35,7 @@ TENSOR_SLOWDOWN = 0.05  # of arithmetic per doubling: thinner matrices are multi
 WORTH_ANOTHER_KIND = 0.05  # of speed: what a further kind of parallelism must gain to be worth what can break
 SHORTEST_PART_TOKENS = 2048  # of a row that context parallelism cuts
 MICRO_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-KINDS = ("replicate", "shard", "tensor", "pipeline", "context")
+KINDS = ("replicate", "shard", "tensor", "pipeline", "context", "expert")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def choose(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCon
 def _candidates(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainConfig, cluster: Cluster) -> Iterator[Candidate]:
     """Every layout that the engine trains, each with the micro-batch and checkpointing that suit it best.
 
-    Matrices are split inside a machine only, stages have as many layers each, and parts of a row stay long.
+    Matrices are split inside a machine only, stages have as many layers each, and parts of a row stay long. Experts are
+    spread over all workers or none.
     """
     whole = shape.of(model, vocab_size, train.objective)
     powers = [2**power for power in range(13) if 2**power <= cluster.gpus]
@@ -140,6 +141,9 @@ def _candidates(model: ModelConfig, vocab_size: int, row_tokens: int, train: Tra
         for shard in {1, data, *(degree for degree in powers if data % degree == 0 and degree * inner == cluster.gpus_per_node)}:
             layout = LayoutConfig(shard=shard, tensor=tensor, pipeline=pipeline, context=context)
             yield from _fastest(whole, model, row_tokens, train, cluster, layout)
+        if whole.experts and data > 1:
+            spread = LayoutConfig(shard=data, tensor=tensor, pipeline=pipeline, context=context, expert=data)
+            yield from _fastest(whole, model, row_tokens, train, cluster, spread)
 
 
 def _fastest(
@@ -195,10 +199,12 @@ def step_seconds(
     Rings move 2 (n - 1) / n of what they reduce and (n - 1) / n of what they gather. Sharded data parallelism gathers
     weights twice and scatters gradients once per micro-batch; tensor parallelism moves a layer's activations through four
     reductions, none of them hidden; context parallelism passes keys and values around; a pipeline of p stages
-    idles for (p - 1) / m of its m micro-batches, and is as slow as its last stage, which also has the head.
+    idles for (p - 1) / m of its m micro-batches, and is as slow as its last stage, which also has the head. Of experts that
+    are spread out no weights are gathered; their tokens travel there and back, forwards and backwards.
 
     Source: FSDP, https://arxiv.org/abs/2304.11277; Megatron-LM, https://arxiv.org/abs/1909.08053, section 3, and
-    https://arxiv.org/abs/2104.04473, sections 2.2 and 3.2; rings, https://arxiv.org/abs/2310.01889.
+    https://arxiv.org/abs/2104.04473, sections 2.2 and 3.2; rings, https://arxiv.org/abs/2310.01889; experts, GShard,
+    https://arxiv.org/abs/2006.16668, section 3.2.
     """
     micro_batches = train.global_batch_size // (replicate * layout.shard * train.micro_batch_size)
     tokens = train.micro_batch_size * row_tokens // layout.context
@@ -214,13 +220,16 @@ def step_seconds(
     number_bytes = 4 if precision == "fp32" else 2
     weights = whole.parameters / share
     spread = layout.tensor * layout.context
-    gathered = 3 * number_bytes * weights * micro_batches * _ring(layout.shard) / cluster.bandwidth(layout.shard * spread)
+    gathered_weights = (whole.parameters - whole.experts * (layout.expert > 1)) / share
+    gathered = 3 * number_bytes * gathered_weights * micro_batches * _ring(layout.shard) / cluster.bandwidth(layout.shard * spread)
     reduced = 2 * 4 * weights / layout.shard * _ring(replicate) / cluster.bandwidth(replicate * layout.shard * spread)
     hidden = max(0.0, 1 - HIDDEN_SHARE * compute / (gathered + reduced)) if gathered + reduced else 0.0
     visible = (gathered + reduced) * max(hidden, 1 - HIDDEN_SHARE)
     activations = tokens * whole.width * number_bytes
     visible += micro_batches * layers * 4 * 2 * activations * _ring(layout.tensor) / cluster.bandwidth(layout.tensor)
     visible += 0.5 * micro_batches * layers * 4 * activations * (layout.context - 1) / cluster.bandwidth(spread)
+    visits = sum(layer.count * layer.visits for layer in whole.layers)
+    visible += micro_batches * 4 * visits * activations * _ring(layout.expert) / cluster.bandwidth(layout.expert)
     if layout.pipeline > 1:
         visible += 2 * micro_batches * activations / layout.tensor / cluster.bandwidth(cluster.gpus)
     bubble = (compute + visible) * (layout.pipeline - 1) / micro_batches

@@ -21,8 +21,9 @@ MUON_BYTES = 4.0  # one momentum
 MUON_BATCH = 2**20  # numbers that are orthogonalised together at least, llm/train/muon.py
 REMEDIES = {
     "backward": "lower {section}.micro_batch_size, set {section}.activation_checkpointing to full, or raise cluster.layout.shard",
-    "update": "raise cluster.layout.shard, set {section}.optimizer.state_bits to 8, or lower model.width",
+    "update": "raise cluster.layout.shard, {eight_bits}or lower model.width",
 }
+EIGHT_BITS = "set {section}.optimizer.state_bits to 8, "  # unless a tensor layout cuts the rows that have scales
 
 Moment = Literal["backward", "update"]
 
@@ -94,8 +95,7 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
     tokens = train.micro_batch_size * row_tokens // layout.context
     in_flight = min(layout.pipeline, _micro_batches(train, worker))
     activations, one_layer = _activations(mine, tokens, row_tokens, number_bytes, train, worker)
-    gathered = 2 * number_bytes * max(layer.parameters for layer in mine.layers) if layout.shard > 1 else 0
-    casts = 2 * (mine.matrices + mine.head) if worker.bf16 and layout.shard == 1 else 0
+    gathered, casts = _gathered_and_casts(mine, number_bytes, worker)
     bucket = parameters if worker.replicas > 1 else 0  # DistributedDataParallel gathers gradients in buckets of its own
     return Memory(
         parameters_bytes=parameters,
@@ -113,15 +113,16 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
     )
 
 
-def check(memory: Memory, have_bytes: float, *, section: str = "train", workers: int = 1) -> None:
+def check(memory: Memory, have_bytes: float, *, section: str = "train", workers: int = 1, tensor: int = 1) -> None:
     """Raises: CapacityError, with the settings that would help, if so many workers don't fit in so many bytes."""
     needed = memory.peak_bytes * workers
     if needed > have_bytes:
+        eight_bits = EIGHT_BITS.format(section=section) if tensor == 1 else ""
         many = f"{workers} workers" if workers > 1 else "one worker"
         raise CapacityError(
             f"training needs more memory than there is ({many}, fullest in the {memory.peak_moment})",
             value=f"{needed / 2**30:.1f} GiB of {have_bytes / 2**30:.1f} GiB",
-            remedy=REMEDIES[memory.peak_moment].format(section=section),
+            remedy=REMEDIES[memory.peak_moment].format(section=section, eight_bits=eight_bits),
         )
 
 
@@ -148,6 +149,19 @@ def _share(whole: Shape, layout: LayoutConfig) -> Shape:
     around = (whole.parameters - whole.blocks) // layout.tensor
     head = whole.head // layout.tensor
     return replace(whole, layers=layers, head=head, parameters=blocks + around)
+
+
+def _gathered_and_casts(mine: Shape, number_bytes: int, worker: Worker) -> tuple[int, int]:
+    """A layer's weights with their gradient, gathered from other shards, and copies of weights in bfloat16.
+
+    Experts that are spread out stay where they are: nothing of them is gathered, and copies are made of a worker's own.
+    """
+    layout = worker.layout
+    if layout.shard == 1:
+        return 0, 2 * (mine.matrices + mine.head) if worker.bf16 else 0
+    spread = layout.expert > 1
+    gathered = 2 * number_bytes * max(layer.parameters - spread * layer.experts for layer in mine.layers)
+    return gathered, 2 * mine.experts // layout.expert if worker.bf16 and spread else 0
 
 
 def _optimizer_bytes(mine: Shape, train: TrainConfig) -> int:

@@ -11,13 +11,13 @@ members go on asynchronously and keep their optimizer's state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm.recipe import Recipe
+from llm.recipe import Recipe, override
 from llm.stages import job
 from llm.sweep.config import Axis, SweepConfig
 from llm.sweep.settings import rounded
@@ -61,12 +61,22 @@ def child(parent: Trial, settings: dict[str, Any], *, number: int) -> Trial:
     """A trial that goes on from a finished one's weights."""
     artifact = parent.find()
     assert artifact is not None, parent.number
-    values = copy.deepcopy(parent.job.recipe)
-    for setting, value in {**settings, "train.initial": str(artifact.path), "seed": values["seed"] + 1}.items():
-        *sections, last = setting.split(".")
-        here = values
-        for section in sections:
-            here = here[section]
-        here[last] = value
-    following = job(Recipe.model_validate(values), parent.store, Path(parent.job.run), parent.job.node, parent.job.parents)
+    recipe = _changed(parent.job.recipe, {**settings, "train.initial": str(artifact.path), "seed": parent.recipe.seed + 1})
+    following = job(recipe, parent.store, Path(parent.job.run), parent.job.node, parent.job.parents)
     return Trial(number, settings, following, parent.metric, after_steps=parent.after_steps + parent.recipe.train.steps)
+
+
+def recommended(recipe: Recipe, trial: Trial) -> Recipe:
+    """A trial's settings on the recipe that its sweep began with: without what made it one generation of several.
+
+    Of a trial that is a whole training by itself, its own recipe.
+    """
+    whole = {"train.steps": recipe.train.steps, "train.initial": recipe.train.initial, "seed": recipe.seed}
+    return _changed(trial.job.recipe, whole | trial.settings)
+
+
+def _changed(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> Recipe:
+    values = copy.deepcopy(dict(recipe))
+    for setting, value in settings.items():
+        override(values, setting, value)
+    return Recipe.model_validate(values)

@@ -2,7 +2,7 @@
 
 sweep.yaml          the sweep, every default spelled out
 trials.jsonl        one line per trial: settings, outcome, curve
-recommended.yaml    the whole recipe of the best trial
+recommended.yaml    the recipe with the best trial's settings, whole; of a population without its generations
 report.html         the page
 """
 

@@ -79,6 +79,10 @@ def load_sweep(file: str, overrides: Mapping[str, Any] | None = None) -> Sweep:
     if config.search == "population":
         fixed["train.steps"] = max(1, recipe.train.steps // config.generations)
     candidates = tuple(Candidate(settings, _candidate_recipe(config.recipe, fixed | settings, path)) for settings in draw(config))
+    if not all(candidate.recipe.train.steps for candidate in candidates):
+        raise RecipeError(
+            "trials are compared by what they learn, and one makes no step", value="steps 0", remedy="set train.steps above 0"
+        )
     if not all(candidate.recipe.train.validation_rows for candidate in candidates):
         remedy = "set train.validation_rows above 0"
         raise RecipeError("trials are compared where they validate, and one never does", value="validation_rows 0", remedy=remedy)

@@ -1,7 +1,7 @@
 """One trial: an ordinary `pretrain` job of the graph, watched from validation to validation.
 
 A trial's key is that of the stage, so a sweep and a run of the same recipe share the trained model: finished trials are
-found, a killed one goes on from the checkpoints in its work folder, and the recommended recipe is trained already.
+found, a killed one goes on from the checkpoints in its work folder, and what is recommended is trained already, but for a population.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class GuardConfig(Section):
 class TrainConfig(Section):
     """What decides the trained weights, apart from model, rows and seed."""
 
-    steps: int = Field(ge=1, description="optimizer updates")
+    steps: int = Field(ge=0, description="optimizer updates; 0 hands the weights of `initial` on as they are")
     global_batch_size: int = Field(ge=1, description="rows per step, over all workers")
     micro_batch_size: int = Field(ge=1, description="rows per forward pass of a worker; grad_accumulation follows from it")
     ramp: RampConfig | None = Field(default=None, description="smaller batches at first")
@@ -108,7 +108,9 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
-        if self.schedule.warmup_steps >= self.steps:
+        if self.steps == 0:
+            self._hands_on()
+        elif self.schedule.warmup_steps >= self.steps:
             raise ValueError(
                 f"{self.schedule.warmup_steps} warm-up steps leave no decay in {self.steps} steps; "
                 "set train.schedule.warmup_steps below train.steps"
@@ -118,7 +120,7 @@ class TrainConfig(Section):
                 f"micro_batch_size {self.micro_batch_size} exceeds global_batch_size {self.global_batch_size}; "
                 "set train.micro_batch_size lower"
             )
-        if self.schedule.kind == "wsd" and (self.schedule.decay_steps or 0) > self.steps - self.schedule.warmup_steps:
+        if self.steps and self.schedule.kind == "wsd" and (self.schedule.decay_steps or 0) > self.steps - self.schedule.warmup_steps:
             raise ValueError(
                 f"decay of {self.schedule.decay_steps} steps does not fit between warm-up and step {self.steps}; "
                 f"set train.schedule.decay_steps to {self.steps - self.schedule.warmup_steps} or less"
@@ -142,6 +144,12 @@ class TrainConfig(Section):
                 f"{self.checkpoint_every_steps}; set train.checkpoint_every_steps to a divisor of {self.validate_every_steps}"
             )
         return self
+
+    def _hands_on(self) -> None:
+        if not self.initial:
+            raise ValueError("0 steps train nothing; set train.steps above 0, or train.initial to weights that need no training")
+        if self.mixture:
+            raise ValueError("0 steps read nothing that could be mixed; unset train.mixture")
 
 
 class BudgetConfig(Section):

@@ -71,6 +71,12 @@ def gpu(name: str) -> Device:
     return _find(name) or replace(UNKNOWN_GPU, name=f"{name} (taken for an A100)")
 
 
+def multiplies_float8(name: str) -> bool | None:
+    """Whether a GPU of this name has float8 matrix products, twice as fast as bfloat16; None for one that no table knows."""
+    found = _find(name)
+    return found.fp8_flops > found.bf16_flops if found else None
+
+
 def _find(name: str) -> Device | None:
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
     return next((device for device in DEVICES if words.issuperset(device.name.lower().split())), None)

@@ -13,25 +13,13 @@ from llm import artifact
 from llm.data.hashing import weight_fingerprints
 from llm.data.rows import Rows
 from llm.errors import ArtifactError, DataError, RecipeError
-from llm.model import families, origin
-from llm.model.config import LlamaSizes, ModelConfig
+from llm.model import families, origin, sizes
+from llm.model.config import ModelConfig
 from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.objective.config import DistillationConfig
 from llm.train.parallel.check import check
 from llm.train.parallel.world import World
 
-HOW_IT_TRAINS = {
-    "dropout",
-    "balance",
-    "balance_weight",
-    "bias_rate",
-    "z_weight",
-    "capacity_factor",
-    "generator",
-}  # a public checkpoint may not say
-
-
-POSITIONS = {"max_positions", "rope_theta", "rope_scaling"}  # of rotary models, which may be stretched
 SELECTION_BIAS = "bias_E"  # of routers that are balanced by it
 NOT_DECISIVE = {"keep_checkpoints", "keep_every_steps", "keep_best", "initial"}  # which checkpoints stay; where weights lie
 
@@ -87,10 +75,10 @@ def initial_model(job: TrainJob, vocab_size: int) -> Any:
             value=f"{origin_model.vocab_size} instead of {vocab_size} in {job.initial}",
             remedy="train with that model's tokenizer; a mask token that it has is train.objective.mask_id",
         )
-    if sizes(origin_model.config) != sizes(job.model):
+    if different := sizes.differences(origin_model.config, job.model):
         raise ArtifactError(
             "initial weights have other sizes than the job",
-            value=job.initial,
+            value=f"{', '.join(different)} in {job.initial}",
             remedy="train from a model of this `model` section",
         )
     model = families.build(job.model, origin_model.vocab_size)
@@ -99,12 +87,6 @@ def initial_model(job: TrainJob, vocab_size: int) -> Any:
     if strange:
         raise ArtifactError("initial weights have other tensors than the job", value=", ".join(strange[:3]), remedy="set `model` as theirs")
     return model
-
-
-def sizes(config: ModelConfig) -> dict[str, Any]:
-    """What of a `model` section decides its tensors."""
-    rotary = POSITIONS if isinstance(config, LlamaSizes) else set()
-    return config.model_dump(exclude=HOW_IT_TRAINS | rotary)
 
 
 def check_sizes(job: TrainJob, world: World) -> None:

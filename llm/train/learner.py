@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,12 +34,19 @@ class Learner(nn.Module):
         routed = dict.fromkeys(self.model.auxiliary_weights, batch.tokens) if self.routed else {}
         return {"z": batch.counted, **routed, **self.objective.counts(batch)}
 
-    def statistics(self) -> dict[str, float]:
-        """What the routers of the last pass did, over all layers: an expert's largest share, and nats of choice per token."""
+    def statistics(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """What the routers did in the passes of a step, over all layers; `total` adds a tensor up over the workers.
+
+        An expert's largest share of a layer's assignments, nats of choice per token, and the share of assignments that found
+        no room, where experts have a capacity.
+        """
         if not self.routed:
             return {}
-        found = self.model.router_statistics()
-        return {"router_largest_share": float(found["shares_LE"].max()), "router_entropy": float(found["entropy_L"].mean())}
+        found = self.model.router_statistics(total)
+        shares = {"router_largest_share": float(found["shares_LE"].max()), "router_entropy": float(found["entropy_L"].mean())}
+        if self.model.config.capacity_factor is None:
+            return shares
+        return shares | {"router_dropped_share": float(found["dropped_L"].sum() / found["assigned_L"].sum())}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """By term, its sum over the batch."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from llm import artifact
 from llm.errors import DataError
@@ -40,7 +41,7 @@ from llm.train.watchdog import Watchdog
 
 
 def train(job: TrainJob) -> None:
-    """Train to the last step and leave the model in `job.work/final`.
+    """Train to the last step and leave the model in `job.work/final`; of 0 steps, the initial weights as they are.
 
     Raises: DivergenceError if it goes on failing after the guard's returns to a checkpoint, StoppedError if it was
     asked to stop, RecipeError if the sizes don't fit together, DataError if there is nothing to learn from,
@@ -134,7 +135,8 @@ class Attempt:
         return losses | {"step": step, "learning_rate": rate, "grad_norm": norm, "tokens": seen + targets} | alerts, verdict.action
 
     def gradient(self, step: int, first: int, count: int, size: int) -> tuple[dict[str, float], int]:
-        """Gradient of the mean loss over every counted target of these places' rows, `size` at once; its terms, and the targets' number.
+        """Gradient of the mean loss over every counted target of these places' rows, `size` at once; its terms, what its
+        routers did, and the targets' number.
 
         Exact per token: sums of nats are divided by counts over all workers and micro-batches, so neither changes
         the gradient.
@@ -153,12 +155,17 @@ class Attempt:
         scales = {term: mean * state.loss_scale.scale for term, mean in means.items()}
         with self.meter.phase("gradient"):
             sums = self.totals([state.replica.accumulate(batches, scales, self.meter.mark)])
-        return {term: sums[term] / max(1, counts[term]) for term in sums}, int(counts["loss"])
+            routers = state.learner.statistics(self.over_workers)
+        return {term: sums[term] / max(1, counts[term]) for term in sums} | routers, int(counts["loss"])
 
     def totals(self, parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """By term of the loss, the parts of all workers added up."""
         terms = list(self.state.learner.weights)
         return dict(zip(terms, self.layout.sum(*(sum(part.get(term, 0) for part in parts) for term in terms)), strict=True))
+
+    def over_workers(self, tensor: Tensor) -> Tensor:
+        """The tensor added up over all workers."""
+        return tensor.new_tensor(self.world.sum(tensor)[0])
 
     def judge(self, step: int, loss: float, norm: float) -> Verdict:
         """The guard's verdict; where float16 ran over, a smaller scale heals it, and the guard isn't asked."""
@@ -173,7 +180,7 @@ class Attempt:
         optimizer.set_learning_rates(state.optimizers, share)
         for each in state.optimizers:
             each.step()
-        update_biases(state.model, lambda load_E: load_E.new_tensor(self.world.sum(load_E)[0]))
+        update_biases(state.model, self.over_workers)
         if state.average:
             state.average.update(first=not any("learning_rate" in record for record in state.history))
         return share * optimizer.peak_learning_rate(config.optimizer)
@@ -185,8 +192,7 @@ class Attempt:
         counts = self.totals([self.state.learner.counts(batch) for batch in batches])
         with self.meter.phase("validation"), self.state.averaged():
             sums = self.totals(self.state.replica.evaluate(batches, lambda: self.dog.begin("validation", step)))
-        scored = {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
-        return scored | self.state.learner.statistics()
+        return {"validation_loss": sums["loss"] / counts["loss"]} if counts["loss"] else {}
 
     def go_back(self, step: int) -> None:
         """Continue from the newest checkpoint, and read on behind the rows of `step`, which the guard refused."""

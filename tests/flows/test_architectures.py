@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from llm.model.origin import load
 from tests.conftest import Yard
 
 ENCODER = 'model={"architecture":"encoder","width":32,"num_layers":2,"num_heads":4,"ffn_width":64,"max_positions":128}'
@@ -49,6 +52,29 @@ def test_gpt2_becomes_a_chat_model(copied: Yard) -> None:
     assert copied.summary["parity"]["tuned"]["greedy_tokens_equal"] is True
     config = json.loads(Path(copied.summary["exports"]["tuned"]["huggingface"], "config.json").read_text())
     assert config["architectures"] == ["GPT2LMHeadModel"]
+
+
+def test_a_public_model_is_tuned_without_a_step_of_pretraining(copied: Yard, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    theirs = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=1024, tie_word_embeddings=True, rms_norm_eps=1e-5))
+    theirs.save_pretrained(tmp_path / "public")
+    model = 'model={"width":32,"num_layers":2,"num_heads":4,"num_kv_heads":2,"ffn_width":48,"max_positions":256}'
+    initial = (model, f"train.initial={tmp_path / 'public'}", "train.steps=0")
+    plan = copied("plan", "lifecycle", "--recipe", str(copied.recipe), *(word for each in initial for word in ("--set", each))).stdout
+    assert "0 steps of 8 rows of 128 tokens" in plan
+    assert "tokens per parameter" not in plan
+    copied.run("lifecycle", *initial, "name=public", "finetune.train.steps=4", "cluster.workers=1", "cluster.in_process=true")
+    stages = copied.summary["stages"]
+    base, tuned = Path(stages["base"]["pretrain"]["path"]), Path(stages["tuned"]["finetune"]["path"])
+    tokens_BT = torch.randint(0, 1024, (2, 20))
+    with torch.no_grad():
+        expected_BTV = theirs.eval()(tokens_BT).logits
+        torch.testing.assert_close(load(base)(tokens_BT)[0], expected_BTV, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(load(tuned)(tokens_BT)[0], load(base)(tokens_BT)[0])
+    assert (base / "history.jsonl").read_text() == ""
+    assert len((tuned / "history.jsonl").read_text().splitlines()) == 4
+    assert copied.summary["registry"]["model"] == "public-chat"
 
 
 def test_a_mixture_without_a_class_of_transformers_is_registered_and_scored_again(copied: Yard) -> None:

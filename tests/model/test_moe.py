@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from llm.model.config import MoeConfig
-from llm.model.moe import Experts, Moe, experts_of, update_biases
+from llm.model.moe import Experts, Moe, experts_of, forget_loads, update_biases
 
 VOCAB_SIZE = 61
 
@@ -175,6 +175,28 @@ def test_biases_follow_the_load_of_the_whole_step_and_of_all_workers() -> None:
         torch.testing.assert_close(layer.bias_E, 0.5 * torch.sign(load_E.mean() - load_E))
         assert layer.load_E is None
     assert "blocks.0.feed_forward.bias_E" in model.state_dict()
+
+
+def test_statistics_are_of_all_passes_and_all_workers() -> None:
+    torch.manual_seed(0)
+    model = Moe(config(capacity_factor=0.5), VOCAB_SIZE)
+    chosen, dropped, entropies = [], [], []
+    for rows in (3, 1):  # two micro-batches of different sizes
+        model.features(torch.randint(0, VOCAB_SIZE, (rows, 20)))
+        model.auxiliary()
+        routed = [layer.routed for layer in experts_of(model)]
+        chosen.append(torch.stack([layer.chosen_E for layer in routed]))
+        dropped.append(torch.stack([layer.dropped for layer in routed]))
+        entropies.append(torch.stack([layer.entropy for layer in routed]))
+    assert all(each.any() for each in dropped)
+    found = model.router_statistics(total=lambda counts: 2 * counts)  # another worker did the same
+    load_LE = chosen[0] + chosen[1]
+    torch.testing.assert_close(found["shares_LE"], load_LE / load_LE.sum(-1, keepdim=True))
+    torch.testing.assert_close(found["dropped_L"], 2 * (dropped[0] + dropped[1]))
+    torch.testing.assert_close(found["entropy_L"], (3 * entropies[0] + entropies[1]) / 4)
+    assert found["assigned_L"].tolist() == [2 * 80 * 2] * 2
+    forget_loads(model)
+    assert all(not layer.counts().any() for layer in experts_of(model))
 
 
 def test_validation_adds_nothing_to_the_load() -> None:

@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 from llm.artifact import Ref, Store
-from llm.sweep.population import FACTORS, next_generation
+from llm.recipe import load
+from llm.sweep.population import FACTORS, next_generation, recommended
 from llm.sweep.settings import Sweep, load_sweep
 from llm.sweep.trial import Outcome, Trial
 
 RATE, KIND = "train.optimizer.muon_learning_rate", "train.optimizer.weight_decay"
 MINI = Path(__file__).parent.parent / "mini.yaml"
+MODEL = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_width": 176, "max_positions": 256}
 
 
 @pytest.fixture
@@ -79,3 +81,25 @@ def test_who_failed_is_replaced_and_nobody_follows_if_all_did(planned: Sweep, tr
     children = next_generation(planned.config, trials, ranked(trials, failed=(3, 4, 5)))
     assert {initial(children[index]) for index in (3, 4, 5)} <= {trials[0].job.key, trials[1].job.key}
     assert next_generation(planned.config, trials, ranked(trials, failed=tuple(range(8)))) == ()
+
+
+def test_what_is_recommended_is_the_sweep_s_recipe_with_the_best_settings(
+    planned: Sweep, trials: tuple[Trial, ...], tmp_path: Path
+) -> None:
+    children = next_generation(planned.config, trials, ranked(trials))
+    best = children[-1]
+    assert best.recipe.train.initial
+    found = recommended(planned.recipe, best)
+    assert found == load(str(MINI), best.settings)
+    assert (found.train.steps, found.train.initial, found.seed) == (40, None, 7)
+    (tmp_path / "recommended.yaml").write_text(found.as_yaml())
+    assert load(str(tmp_path / "recommended.yaml")) == found
+
+
+def test_a_training_of_its_own_is_recommended_as_it_was(tmp_path: Path) -> None:
+    settings = {"seed": {"values": [3, 4]}, "train.steps": {"values": [30, 50]}, "model": {"values": [{**MODEL, "width": 32}]}}
+    sweep = {"name": "rates", "recipe": str(MINI), "settings": settings, "search": "grid"}
+    (tmp_path / "rates.yaml").write_text(yaml.safe_dump(sweep))
+    planned = load_sweep(str(tmp_path / "rates.yaml"))
+    for trial in planned.trials(Store(tmp_path / "store"), tmp_path, Ref("tokenize", "key", "digest", str(tmp_path))):
+        assert recommended(planned.recipe, trial) == trial.recipe

@@ -111,6 +111,10 @@ def test_a_whole_section_may_vary(write: Any) -> None:
             r"unknown key in rates.yaml, setting train.optimizer.muon_learning_rat: .*; did you mean `muon_learning_rate`\?",
         ),
         (sweep(settings={RATE: {"values": [0.1, -1.0]}}), f"wrong value in rates.yaml, setting {RATE}: {RATE} = -1.0"),
+        (
+            sweep(settings={"train.steps": {"values": [0]}, "train.initial": {"values": ["x"]}}),
+            "one makes no step: steps 0; set train.steps",
+        ),
         (sweep(settings={"train.validation_rows": {"values": [8, 0]}}), "one never does.*set train.validation_rows above 0"),
         (sweep(metric="loss", settings={"train.validation_rows": {"values": [0]}}), "set train.validation_rows above 0"),
         (sweep(recipe="tinny"), "no such recipe: tinny; did you mean `tiny`"),

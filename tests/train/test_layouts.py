@@ -198,6 +198,13 @@ def test_one_worker_continues_what_two_shared(trained: Results) -> None:
         ({"context": 3}, "llama", TRAIN, 3, "row_tokens is no multiple of 6: 16; set tokenize.row_tokens to one"),
         ({"tensor": 4}, "llama", TRAIN, 4, "layout.tensor 4 does not divide model.num_kv_heads: 2"),
         ({"tensor": 2}, "llama", TRAIN | {"precision": "fp8"}, 2, "cuts no float8 matrices: fp8; set train.precision to bf16"),
+        (
+            {"tensor": 2},
+            "llama",
+            TRAIN | {"optimizer": {"kind": "adamw", "state_bits": 8}},
+            2,
+            "8-bit moments need whole ones: adamw; set train.optimizer.state_bits to 32, or cluster.layout.tensor to 1",
+        ),
         ({"shard": 2, "expert": 2}, "llama", TRAIN, 2, "layout.expert needs experts: decoder; set cluster.layout.expert to 1"),
         ({"shard": 3, "expert": 3}, "moe", TRAIN, 3, "layout.expert 3 does not divide model.num_experts: 4"),
         ({"shard": 2, "expert": 2}, "moe", TRAIN, 4, "set cluster.layout.shard to cluster.layout.expert and replicate to 1"),

@@ -18,11 +18,12 @@ from llm.artifact import content_digest, describe
 from llm.data.rows import Rows, order
 from llm.errors import ArtifactError, DataError, DivergenceError, RecipeError
 from llm.model import weights
-from llm.model.config import DecoderConfig
+from llm.model.config import DecoderConfig, parse_model
 from llm.model.decoder import Decoder
 from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.job import TrainJob
 from llm.train.loop import train
+from tests.train.golden import MODELS
 
 JobMaker = Callable[..., TrainJob]
 
@@ -107,6 +108,33 @@ def test_fine_tuning_starts_from_the_initial_weights(make_job: JobMaker) -> None
     tuned = make_job("tuned", initial=base.work / "final", steps=1, schedule={"warmup_steps": 0})
     train(tuned)
     assert history(tuned)[0]["loss"] < history(base)[0]["loss"] - 0.1
+
+
+def test_dropped_assignments_are_told_where_experts_have_a_capacity(make_job: JobMaker) -> None:
+    experts = parse_model(MODELS["moe"] | {"max_positions": 16})
+    tight, free = (make_job(name, steps=2, schedule={"warmup_steps": 0}) for name in ("tight", "free"))
+    tight = replace(tight, model=experts.model_copy(update={"capacity_factor": 0.5}))
+    free = replace(free, model=experts)
+    train(tight)
+    train(free)
+    for record in history(tight):  # with half of what even shares need, at least half finds no room
+        assert 0.5 <= record["router_dropped_share"] < 1
+    assert all("router_dropped_share" not in record for record in history(free))
+
+
+@pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9}, {"stop_after_validations": 1, "ramp": {"rows": 4, "steps": 9}}])
+def test_no_step_hands_the_initial_weights_on(make_job: JobMaker, changes: dict[str, object]) -> None:
+    base = make_job("base", steps=3)
+    train(base)
+    job = make_job("handed on", initial=base.work / "final", **changes)
+    settings = job.train.model_dump() | {"steps": 0, "initial": str(base.work / "final")}
+    job = replace(job, train=TrainConfig.model_validate(settings))
+    for _ in range(2):  # the second attempt finds nothing to go on from, and needs nothing
+        train(job)
+        for name in ("model.safetensors", "config.json"):
+            assert (job.work / "final" / name).read_bytes() == (base.work / "final" / name).read_bytes()
+        assert history(job) == []
+        assert json.loads((job.work / "final" / "log" / "cost.json").read_text())["rows_read"] == 0
 
 
 def test_initial_weights_of_another_size_are_refused(make_job: JobMaker) -> None:

@@ -29,6 +29,16 @@ def test_experts_balanced_by_bias_resume_as_well(trained: Trained, size: int) ->
     assert (whole / "history.jsonl").read_bytes() == (resumed / "history.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_routers_did_is_told_of_all_workers(trained: Trained, size: int) -> None:
+    """At the first step all groups route the same tokens by the same weights."""
+    alone, together = ((trained(each) / "moe-whole" / "final" / "history.jsonl").read_text().splitlines() for each in (1, size))
+    for name in ("router_largest_share", "router_entropy"):
+        assert json.loads(together[0])[name] == pytest.approx(json.loads(alone[0])[name], rel=1e-5)
+        assert all(name in json.loads(line) for line in together)
+    assert 1 / 4 < json.loads(together[0])["router_largest_share"] <= 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_interrupted_run_did_its_lost_steps_twice(trained: Trained, size: int) -> None:
     lines = (trained(size) / "resumed" / "metrics.jsonl").read_text().splitlines()

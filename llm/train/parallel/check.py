@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llm.errors import RecipeError
 from llm.model.config import DecoderConfig, Gpt2Config, ModelConfig, MoeConfig
-from llm.train.config import TrainConfig
+from llm.train.config import ClusterConfig, TrainConfig
 from llm.train.parallel.config import LayoutConfig
 
 CUT_ALONG = {"pipeline": "layers", "context": "sequence", "tensor": "matrices"}
@@ -27,6 +27,14 @@ def check(layout: LayoutConfig, model: ModelConfig, train: TrainConfig, row_toke
     for problems in (_workers, _families, _pipeline, _context, _tensor, _expert):
         for problem in problems(layout, model, train, row_tokens, workers):
             raise problem
+
+
+def check_elastic(cluster: ClusterConfig) -> None:
+    """Raises: RecipeError if a group that may shrink holds parts of one model."""
+    if cluster.min_workers is not None and cluster.layout.model_workers > 1:
+        raise RecipeError(
+            "workers that hold parts of one model can't come and go", value=cluster.min_workers, remedy="set cluster.min_workers to null"
+        )
 
 
 def replicas(layout: LayoutConfig, workers: int) -> int:
@@ -104,6 +112,11 @@ def _tensor(layout: LayoutConfig, model: ModelConfig, train: TrainConfig, row_to
     if train.precision == "fp8":
         remedy = "set train.precision to bf16, or cluster.layout.tensor to 1"
         yield RecipeError("layout.tensor cuts no float8 matrices", value=train.precision, remedy=remedy)
+    if train.optimizer.state_bits == 8 and train.optimizer.kind != "muon":
+        remedy = "set train.optimizer.state_bits to 32, or cluster.layout.tensor to 1"
+        yield RecipeError(
+            "layout.tensor cuts rows of matrices, and 8-bit moments need whole ones", value=train.optimizer.kind, remedy=remedy
+        )
     kv_heads = {"model.num_kv_heads": model.num_kv_heads} if isinstance(model, DecoderConfig) else {}
     cut = {"model.num_heads": model.num_heads, **kv_heads, "model.ffn_width": model.ffn_width, "tokenize.row_tokens": row_tokens}
     for setting, size in cut.items():
