@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import get_run_context
 from prefect.exceptions import PrefectException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -91,7 +92,11 @@ def _told() -> Iterator[None]:
 
 
 def _new_artifact(job: Job, units: str) -> UUID:
-    """A progress artifact of the task that runs, at nothing."""
+    """A progress artifact of the task that runs, at nothing.
+
+    Raises: MissingContextError where none runs: Prefect would start a server to hold it, and leave that behind.
+    """
+    get_run_context()
     description = f"{units} of {job.node}"
     return cast(UUID, create_progress_artifact(progress=0.0, key=f"progress-{job.stage}", description=description))
 

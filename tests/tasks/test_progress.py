@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tasks import progress
 from tasks.progress import counted
 from tests.tasks.counting import JOB
 
@@ -31,3 +33,14 @@ def test_quick_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert list(counted(JOB, pieces(), 3)) == [0, 1, 2]
     assert capsys.readouterr().out == ""
+
+
+def test_outside_of_a_run_nothing_is_told_to_prefect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "ARTIFACT_EVERY_SECONDS", 0.0)
+    before = psutil.Process().children(recursive=True)
+    assert list(progress.counted(JOB, iter(range(3)), 3)) == [0, 1, 2]
+    assert capsys.readouterr().out.count("of 3 pieces") == 3
+    assert "progress could not be told to Prefect" in caplog.text
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
