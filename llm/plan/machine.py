@@ -24,7 +24,7 @@ class Machine:
     def bf16(self, precision: str) -> bool:
         """Whether a `train.precision` multiplies in 16 bits here; as llm/train/precision.py resolves `auto`."""
         if precision == "auto":
-            return self.device == "cuda" or amx()
+            return self.device == "cuda" or cpu_multiplies_bf16()
         return precision != "fp32"
 
 
@@ -48,7 +48,8 @@ def gpus() -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 @cache
-def amx() -> bool:
-    """Whether this CPU multiplies bfloat16 in tiles."""
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16, in vectors or in tiles."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text(encoding="utf-8")
+    flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

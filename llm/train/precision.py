@@ -23,7 +23,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 def resolve(precision: Precision, device: torch.device) -> torch.dtype:
     """The format of matrix products on this chip; `auto` means bfloat16 where it multiplies bfloat16 natively.
 
-    On a CPU that means AMX tiles: measured there, a 2.6 M decoder trains 1.5 times as fast as in float32.
+    On a CPU that means AVX-512's vectors or AMX's tiles: a 2.6 M decoder trains 1.4 to 1.5 times as fast there as in float32.
 
     Raises: CapacityError if float8 is asked of a chip that doesn't multiply it.
     """
@@ -39,7 +39,8 @@ def resolve(precision: Precision, device: torch.device) -> torch.dtype:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _name(device: torch.device) -> str:

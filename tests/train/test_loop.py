@@ -122,7 +122,9 @@ def test_dropped_assignments_are_told_where_experts_have_a_capacity(make_job: Jo
     assert all("router_dropped_share" not in record for record in history(free))
 
 
-@pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9}, {"stop_after_validations": 1, "ramp": {"rows": 4, "steps": 9}}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"average_decay": 0.9}, {"stop_after_validations": 1, "checkpoint_every_steps": 5, "ramp": {"rows": 4, "steps": 9}}]
+)
 def test_no_step_hands_the_initial_weights_on(make_job: JobMaker, changes: dict[str, object]) -> None:
     base = make_job("base", steps=3)
     train(base)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from llm.errors import CapacityError
 from llm.model.config import DecoderConfig
 from llm.model.decoder import Decoder
+from llm.plan import machine
 from llm.train import precision
 from llm.train.precision import LossScale, Precision
 from tests.train.conftest import ROW_TOKENS, VOCAB_SIZE
@@ -32,8 +33,10 @@ def test_the_recipe_decides_unless_it_says_auto() -> None:
     chosen: list[tuple[Precision, torch.dtype]] = [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
     for name, dtype in chosen:
         assert precision.resolve(name, CPU) == dtype
-    native = torch.cpu.get_capabilities().get("amx_bf16", False)
+    flags = Path("/proc/cpuinfo").read_text()
+    native = "avx512_bf16" in flags or "amx_bf16" in flags
     assert precision.resolve("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert machine.Machine("cpu").bf16("auto") == native
 
 
 def test_float8_is_refused_where_it_would_not_be_faster() -> None:

@@ -35,7 +35,7 @@ def main(case: dict[str, Any], folder: Path, peak: float, seed: int) -> dict[str
     sizes = {"n_layer": case["layers"], "n_head": case["heads"], "n_embd": case["width"], "block_size": T}
     model = GPT(GPTConfig(**sizes, vocab_size=facts["vocab_size"], dropout=0.0, bias=False))
     optimizer = model.configure_optimizers(0.1, peak, (0.9, case["beta2"]), "cpu")
-    half = torch.cpu.get_capabilities().get("amx_bf16", False)
+    half = any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     random, seconds = np.random.default_rng(seed), 0.0
     for step in range(steps):
         began = time.monotonic()
