@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm.metrics import append
+from llm.report.remarks import remarks
 from llm.stages import Job
-from llm.train.remarks import remarks
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm.report.charts import Line, line_chart
 from llm.report.lineage import Node
-from llm.train.remarks import remarks
+from llm.report.remarks import remarks
 
 NAMES = {"base": "Base model", "tuned": "Tuned model"}
 TRAININGS = {"base": "pretrain", "tuned": "finetune"}
