@@ -91,14 +91,14 @@ class StepLog:
         self.trace.after(record["step"])
         readings = self.meter.step(schedule.rows(self.job.train, record["step"]) * self.rows.row_tokens)
         now = time.monotonic()
-        seconds, self.ended = now - self.ended, now  # from the end of the last step: start and checkpoints cost as well
+        seconds, self.ended = round(now - self.ended, 6), now  # from the end of the last step: start and checkpoints cost as well
         self.spent = self.spent.plus(seconds, readings["energy_kwh"])
         cluster, size = self.job.cluster, self.world.size
         gpus = size if self.world.device.type == "cuda" else 0
         if reason := exceeded(cluster.budget, cluster.price, self.spent, gpus=gpus, cores=size * cluster.cpus_per_worker):
             stops.ask(reason)
         if self.world.rank == 0:
-            clock = {"seconds": round(time.monotonic() - self.began, 3), "step_seconds": round(seconds, 6), "steps": self.job.train.steps}
+            clock = {"seconds": round(time.monotonic() - self.began, 3), "step_seconds": seconds, "steps": self.job.train.steps}
             self.records.add(record | readings | clock)
 
     def flush(self) -> None:
