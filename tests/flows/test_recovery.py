@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -64,7 +65,8 @@ class Drill:
         driver = psutil.Process(process.pid)
         children = driver.children(recursive=True)
         for member in (driver, *children) if kill.whole_tree else (driver,):
-            member.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # some end by themselves with the driver
+                member.send_signal(signal.SIGKILL)
         self.family += children
         process.wait()
         node = next((node for node in reversed(GRAPH) if self.working(node)), "between stages")
