@@ -24,7 +24,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +50,7 @@ from llm.train.retention import Retention, best_step
 SCHEMA = 1
 HISTORY = "history.jsonl"
 PROGRESS = "progress.json"
+History = Sequence[Mapping[str, Any]]  # a record per step
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # stages of a pipeline have different parameter groups
 
 
@@ -134,7 +135,7 @@ class Checkpoints:
             hashes = self.patience.retry(lambda: _write_shards(state, temporary, self.group))
             if self.world.rank == 0:
                 self.patience.retry(lambda: self._commit(step, temporary, progress, healthy, hashes))
-                self.patience.retry(self._prune)
+                self.patience.retry(lambda: self._prune(progress["history"]))
 
     def _sweep(self, temporary: Path) -> None:
         """Remove whatever else lies unfinished, even what workers without a driver still write: the job's lock is ours."""
@@ -151,14 +152,13 @@ class Checkpoints:
         write_history(temporary / HISTORY, progress["history"])
         (temporary / PROGRESS).write_text(json.dumps({**progress, "history": None}), encoding="utf-8")
         facts: dict[str, Any] = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
-        loss = _finite(progress["history"][-1].get("validation_loss")) if progress["history"] else None
-        facts |= {"schema": SCHEMA, "stage": "checkpoint", "validation_loss": loss, "healthy": healthy}
+        facts |= {"schema": SCHEMA, "stage": "checkpoint", "healthy": healthy}
         artifact.commit(temporary, final, facts | {"seal": _seal(facts)}, hashes)
 
-    def _prune(self) -> None:
+    def _prune(self, history: History) -> None:
         """Drop what the retention lets go."""
         found = self._found()
-        for step in sorted(found.keys() - self.retention.stay(*_judged(found))):
+        for step in sorted(found.keys() - self.retention.stay(*_judged(found, history))):
             self._remove(found[step])
 
     def _remove_from(self, first: int) -> None:
@@ -182,14 +182,21 @@ class Checkpoints:
             self.world.first(lambda: self._remove_from(first))
 
     def restore(
-        self, model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None = None, *, best: bool = False
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        average: Mapping[str, Tensor] | None = None,
+        *,
+        best_of: History | None = None,
     ) -> dict[str, Any] | None:
-        """Put the newest checkpoint that verifies, or the best one, into model, optimizers and `average`; its progress, None without any.
+        """Put the newest checkpoint that verifies, or the best one of a history, into model, optimizers and `average`.
+
+        Its progress comes back; None without any.
 
         Raises: what `latest` and `best` do.
         """
         self.wait()
-        path = self.world.first(self.best if best else self.latest)
+        path = self.world.first(self.latest if best_of is None else lambda: self.best(best_of))
         if path is None:
             return None
         state = _state(model, optimizers, average)
@@ -216,13 +223,13 @@ class Checkpoints:
             return path
         return None
 
-    def best(self) -> Path | None:
-        """The checkpoint with the best validation loss; None where none was validated.
+    def best(self, history: History) -> Path | None:
+        """The checkpoint with the best validation loss in this history; None where none was validated.
 
-        Raises: ArtifactError if it is damaged: nobody asked for the second best.
+        Raises: ArtifactError if it is damaged, its manifest included: nobody asked for the second best.
         """
         found = self._found()
-        step = best_step(*_judged(found))
+        step = best_step(*_judged(found, history))
         if step is None:
             return None
         try:
@@ -302,11 +309,13 @@ def _manifest(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _judged(found: Mapping[int, Path]) -> tuple[dict[int, float | None], set[int]]:
-    """By step, the validation losses of checkpoints, and which of these aren't healthy."""
-    manifests = {step: _manifest(path) for step, path in found.items()}
-    losses = {step: manifest.get("validation_loss") for step, manifest in manifests.items()}
-    return losses, {step for step, manifest in manifests.items() if not manifest.get("healthy", True)}
+def _judged(found: Mapping[int, Path], history: History) -> tuple[dict[int, float | None], set[int]]:
+    """By step, the validation losses of checkpoints, and which of these aren't healthy.
+
+    The losses are the history's: a damaged manifest makes no checkpoint worse than it was.
+    """
+    losses = {record["step"]: _finite(record.get("validation_loss")) for record in history if record["step"] in found}
+    return dict.fromkeys(found) | losses, {step for step, path in found.items() if not _manifest(path).get("healthy", True)}
 
 
 def _finite(loss: float | None) -> float | None:

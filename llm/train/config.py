@@ -183,7 +183,7 @@ class ClusterConfig(Section):
     start_timeout_seconds: int = Field(default=120, ge=1, description="longest wait for a worker group")
     collective_timeout_seconds: int = Field(default=600, ge=1, description="longest wait of a worker for the others")
     step_timeout_seconds: float = Field(default=45.0, gt=0, description="longest step, or ten usual ones, of a worker that isn't hung")
-    write_timeout_seconds: float = Field(default=1800, gt=0, description="longest start, save or result before a worker counts as hung")
+    write_timeout_seconds: float = Field(default=1800, gt=0, description="longest load, save or result before a worker counts as hung")
     storage_patience_seconds: float = Field(default=300, ge=0, description="longest wait for storage that is away, before training fails")
     max_recoveries: int = Field(default=3, ge=0, description="lost workers that a training survives")
     poll_seconds: float = Field(default=0.5, gt=0, description="how often Ray looks after its workers")

@@ -58,7 +58,7 @@ def train(job: TrainJob) -> None:
 
 def watch(job: TrainJob, world: World) -> Watchdog:
     """The watch over this worker; none over one without a process group, which may be a flow's or a notebook's own process."""
-    slow = dict.fromkeys(("start", "write", "result"), job.cluster.write_timeout_seconds)
+    slow = dict.fromkeys(("load", "write", "result"), job.cluster.write_timeout_seconds)
     return Watchdog(job.work, world.rank, job.cluster.step_timeout_seconds if dist.is_initialized() else math.inf, limits=slow)
 
 
@@ -74,14 +74,16 @@ class Attempt:
         rows = math.ceil(job.train.global_batch_size / self.layout.data_size)
         self.micro_batch_size = fitting_size(job.work, job.train.micro_batch_size, rows)
         self.beside = contextlib.ExitStack()  # ends what runs beside the steps
-        self.resume()
+        self.resume(0)
         self.log = StepLog(job, self.stream.rows, self.layout, began)
         self.meter = self.log.meter
 
-    def resume(self) -> None:
+    def resume(self, step: int) -> None:
         """The state of the newest checkpoint, or the first one."""
+        self.dog.begin("load", step)
         self.state = State(self.job, self.layout)
         self.beside.callback(self.state.checkpoints.close)
+        self.dog.begin("rehearsal", step)
         self.stream = Stream.open(self.job, self.state.objective, self.layout)
         self.state.replica.rehearse(self.stream.sample())
 
@@ -187,7 +189,6 @@ class Attempt:
 
     def validate(self, step: int) -> dict[str, float]:
         """Mean loss over the first `validation_rows` rows of the validation split; nothing if no target counts."""
-        self.dog.begin("validation", step)
         batches = self.stream.validation(self.job.train.validation_rows, self.micro_batch_size)
         counts = self.totals([self.state.learner.counts(batch) for batch in batches])
         with self.meter.phase("validation"), self.state.averaged():
@@ -196,13 +197,12 @@ class Attempt:
 
     def go_back(self, step: int) -> None:
         """Continue from the newest checkpoint, and read on behind the rows of `step`, which the guard refused."""
-        self.dog.begin("start", step)
         guard = self.state.guard
         self.wait(step)
         self.state.checkpoints.discard(guard.state["unhealthy_since"])  # a stop may have made one that the guard distrusts
         self.close()
         del self.state  # makes room for the next one
-        self.resume()
+        self.resume(step)
         place = schedule.first_place(self.job.train, len(self.state.history) + 1)
         self.state.guard = guard.rolled_back(self.state.guard.state, schedule.first_place(self.job.train, step + 1) - place)
 

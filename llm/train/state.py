@@ -62,7 +62,7 @@ class State:
 
         Raises: ArtifactError if that checkpoint is damaged.
         """
-        progress = self.checkpoints.restore(self.model, self.optimizers, self.tensors(), best=True)
+        progress = self.checkpoints.restore(self.model, self.optimizers, self.tensors(), best_of=self.history)
         if progress is not None:
             self.continue_from(progress)
 

@@ -128,12 +128,13 @@ def test_so_it_is_on_two_workers(make_job: JobMaker, tmp_path: Path, layout: dic
     assert_same_result(resumed, whole)
 
 
-def test_a_best_checkpoint_that_is_damaged_is_not_replaced_by_the_second_best(make_job: JobMaker) -> None:
+@pytest.mark.parametrize("damaged", ["progress.json", "manifest.json"])
+def test_a_best_checkpoint_that_is_damaged_is_not_replaced_by_the_second_best(make_job: JobMaker, damaged: str) -> None:
     job = make_job(**OVERFITS)
     train(job)
     best = job.work / "checkpoints" / f"step-{len(read(job.work / 'final' / 'history.jsonl')):08d}"
     shutil.rmtree(job.work / "final")
-    (best / "progress.json").write_text("{}")
+    (best / damaged).write_text("")
     with pytest.raises(ArtifactError, match=r"the best checkpoint is damaged: .*; delete .*checkpoints and run the same command again"):
         train(job)
     assert not (job.work / "final").exists()

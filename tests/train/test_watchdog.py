@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm.train.config import ClusterConfig
-from llm.train.loop import watch
+from llm.train.loop import Attempt, watch
 from llm.train.parallel.world import World
 from llm.train.watchdog import Watchdog, last_hang
 from tests.train.conftest import JobMaker
@@ -101,10 +101,27 @@ def test_an_infinite_limit_ends_nothing(tmp_path: Path) -> None:
 
 
 def test_what_waits_for_a_disk_has_a_limit_of_its_own(make_job: JobMaker, tmp_path: Path) -> None:
-    """A start verifies and loads a checkpoint as large as the one that a save writes."""
+    """To verify and load a checkpoint takes as long as to write one; to meet the other workers at the start doesn't."""
     job = replace(make_job(), work=tmp_path, cluster=ClusterConfig(write_timeout_seconds=1234))
     dog = watch(job, World.current("cpu"))
-    assert [dog.limit(activity) for activity in ("start", "write", "result")] == [1234] * 3
+    assert [dog.limit(activity) for activity in ("load", "write", "result")] == [1234] * 3
+    dog.limit_seconds = 45
+    assert [dog.limit(activity) for activity in ("start", "rehearsal", "step", "validation")] == [300] * 4
+
+
+def test_activities_of_an_attempt_are_told_apart(make_job: JobMaker) -> None:
+    """What is usual of an activity is learnt from its own durations: of validation, one of each batch."""
+    job = make_job(steps=4, validate_every_steps=2, validation_rows=6, micro_batch_size=2)
+    job.work.mkdir(parents=True)
+    with Watchdog(job.work, rank=0, limit_seconds=45) as dog:
+        attempt = Attempt(job, World.current("cpu"), dog)
+        attempt.run()
+        attempt.close()
+    assert {activity: len(durations) for activity, durations in dog.durations.items() if activity in ("start", "load", "validation")} == {
+        "start": 1,
+        "load": 1,
+        "validation": 2 * 3,
+    }
 
 
 def test_a_limit_of_its_own_holds_whatever_is_usual(tmp_path: Path) -> None:
