@@ -206,7 +206,7 @@ class Loop:
             for place, logits_V in enumerate(self._batch.check(row, ids)):
                 logprobs_V = self._prepare(row, logits_V)
                 guessed = place < len(ids)
-                id = judge(logits_V, ids[place], drafts_TV[place], sampling, row.rng) if guessed else _choice(row, logits_V)
+                id = judge(logits_V, ids[place], drafts_TV[place], sampling, row.rng) if guessed else _choices([row], logits_V[None])[0]
                 row.read += 1
                 self._take(row, id, logprobs_V)
                 if not guessed or id != ids[place] or row not in self._batch.rows:
@@ -225,10 +225,15 @@ class Loop:
 
     def _advance(self, rows: list[Row], logits_BV: np.ndarray) -> None:
         """Choose each row's next token and hand it on."""
-        for row, logits_V in zip(rows, logits_BV, strict=True):
+        logprobs: dict[int, np.ndarray | None] = {}
+        for place, row in enumerate(rows):
             with self._alone(row):
-                logprobs_V = self._prepare(row, logits_V)
-                self._take(row, _choice(row, logits_V), logprobs_V)
+                logprobs[place] = self._prepare(row, logits_BV[place])
+        if len(logprobs) < len(rows):
+            rows, logits_BV = [rows[place] for place in logprobs], logits_BV[list(logprobs)]
+        for row, id, logprobs_V in zip(rows, _choices(rows, logits_BV), logprobs.values(), strict=True):
+            with self._alone(row):
+                self._take(row, id, logprobs_V)
 
     def _prepare(self, row: Row, logits_V: np.ndarray) -> np.ndarray | None:
         """Restrict a row's logits in place, and give the log-probabilities that they were, if asked for.
@@ -296,8 +301,8 @@ def _over(generation: Generation) -> FinishReason | None:
     return "deadline" if generation.deadline is not None and time.monotonic() > generation.deadline else None
 
 
-def _choice(row: Row, logits_V: np.ndarray) -> int:
-    return int(choose(logits_V[None], [row.generation.sampling], np.array([row.rng.random()]))[0])
+def _choices(rows: list[Row], logits_BV: np.ndarray) -> list[int]:
+    return choose(logits_BV, [row.generation.sampling for row in rows], np.array([row.rng.random() for row in rows])).tolist()
 
 
 def scored(id: int, logprobs_V: np.ndarray | None, top: int | None) -> Scored:

@@ -5,12 +5,15 @@ Clients share nothing: what is cached shows in counts and times, by which one co
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
 from llm.serve.engine.slots import Kept
+
+Key = tuple[str, bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,20 +26,21 @@ class Prefix:
 
 
 class Prefixes:
-    """The texts used last, `most_tokens` in all."""
+    """The texts used last, `most_tokens` in all; none of them begins another of its client.
+
+    They are kept in order, so that what agrees with a text for longest stands next to the place where that text would stand.
+    """
 
     def __init__(self, most_tokens: int) -> None:
-        self.most_tokens = most_tokens
-        self._texts: OrderedDict[int, Prefix] = OrderedDict()
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are kept now."""
-        return sum(len(prefix.tokens) for prefix in self._texts.values())
+        self.most_tokens, self.tokens = most_tokens, 0  # `tokens` are kept now
+        self._in_order: list[Key] = []
+        self._texts: OrderedDict[Key, Prefix] = OrderedDict()  # the one used last is the last
 
     def longest(self, client: str, tokens: np.ndarray) -> tuple[Prefix | None, int]:
         """The client's text that agrees with `tokens` for longest, and for how long."""
-        shared = {key: common(prefix.tokens, tokens) for key, prefix in self._texts.items() if prefix.client == client}
+        place = bisect_left(self._in_order, _key(client, tokens))
+        beside = [key for key in self._in_order[max(0, place - 1) : place + 1] if key[0] == client]
+        shared = {key: common(self._texts[key].tokens, tokens) for key in beside}
         best = max(shared, key=shared.__getitem__, default=None)
         if best is None or not shared[best]:
             return None, 0
@@ -44,15 +48,30 @@ class Prefixes:
         return self._texts[best], shared[best]
 
     def add(self, prefix: Prefix) -> None:
-        """Keep a text in place of those that it begins with, and forget the longest unused."""
-        if len(prefix.tokens) > self.most_tokens:
+        """Keep a text in place of the one that it begins with, unless one begins with it, and forget the longest unused."""
+        count = len(prefix.tokens)
+        if count > self.most_tokens:
             return
-        for key, other in list(self._texts.items()):
-            if other.client == prefix.client and common(other.tokens, prefix.tokens) == len(other.tokens):
-                del self._texts[key]
-        self._texts[id(prefix)] = prefix
+        nearest, shared = self.longest(prefix.client, prefix.tokens)
+        if nearest and shared == count:
+            return
+        if nearest and shared == len(nearest.tokens):
+            self._forget(_key(nearest.client, nearest.tokens))
+        key = _key(prefix.client, prefix.tokens)
+        insort(self._in_order, key)
+        self._texts[key] = prefix
+        self.tokens += count
         while self.tokens > self.most_tokens:
-            self._texts.popitem(last=False)
+            self._forget(next(iter(self._texts)))
+
+    def _forget(self, key: Key) -> None:
+        del self._in_order[bisect_left(self._in_order, key)]
+        self.tokens -= len(self._texts.pop(key).tokens)
+
+
+def _key(client: str, tokens: np.ndarray) -> Key:
+    """What texts are ordered by: bytes of numbers whose first is the largest compare as the numbers do."""
+    return client, tokens.astype(">u4").tobytes()
 
 
 def common(one: np.ndarray, other: np.ndarray) -> int:

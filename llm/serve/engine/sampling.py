@@ -9,6 +9,7 @@ import numpy as np
 
 LEAST_TEMPERATURE = 1e-30  # what float32 can divide logits by
 BLOCK = 256  # weights that are summed before one of them is looked for
+CACHED = 2**16  # weights that a second-level cache holds
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def choose(logits_BV: np.ndarray, settings: Sequence[Sampling], uniforms_B: np.n
     """One id per row: the likeliest, or drawn with that row's number from [0, 1), so that rows don't depend on each other."""
     ids_B = logits_BV.argmax(axis=1)
     drawn = [row for row, sampling in enumerate(settings) if sampling.temperature > 0]
-    if drawn:
-        ids_B[drawn] = draw(weights(logits_BV[drawn], [settings[row] for row in drawn]), uniforms_B[drawn])
+    together = max(1, CACHED // logits_BV.shape[1])
+    for rows in (drawn[first : first + together] for first in range(0, len(drawn), together)):
+        ids_B[rows] = draw(weights(logits_BV[rows], [settings[row] for row in rows]), uniforms_B[rows])
     return ids_B
 
 
@@ -76,7 +78,8 @@ def weights(logits_BV: np.ndarray, settings: Sequence[Sampling]) -> np.ndarray:
     weights_BV = (logits_BV - logits_BV.max(axis=1, keepdims=True)) / temperature_B1
     np.exp(weights_BV, out=weights_BV)
     for weights_V, sampling in zip(weights_BV, settings, strict=True):
-        weights_V[weights_V < _least(weights_V, sampling)] = 0
+        if least := _least(weights_V, sampling):
+            weights_V[weights_V < least] = 0
     return weights_BV
 
 
