@@ -127,7 +127,7 @@ async def disconnects(server: Server) -> Outcome:
     await asyncio.sleep(2)
     alive = server.gauges(r"num_requests_(?:running|waiting)\{.*\}")
     after = await ask(server.port, body | {"max_tokens": 4})
-    passed = alive == 0 and not after.failed
+    passed = alive == 0 and not after.failed and not any(answer.refused for answer in answers)
     return Outcome(passed, {"statuses": Counter(answer.status for answer in answers), "alive_after_2_s": alive, "after": after.status})
 
 
@@ -184,7 +184,7 @@ SCENARIOS: dict[str, tuple[Callable[[Server], Coroutine[Any, Any, Outcome]], dic
     "steady": (steady, {}),
     "overload": (overload, {"limits": {"requests": LIMIT}}),
     "slowloris": (slowloris, {}),
-    "disconnects": (disconnects, {"limits": {"requests": 256}}),
+    "disconnects": (disconnects, {"limits": {"requests": 256}, "models": {"engine": {"queue_requests": 1024}}}),  # none is refused
     "promotion": (promotion, {"models": {"poll_seconds": 0.2}}),
     "soak": (soak, {}),
 }

@@ -12,7 +12,7 @@ from llm.serve.models.folder import ModelFolder
 
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 NO_ROWS = np.zeros(0, np.int64)
-Kept = list[np.ndarray]  # per buffer: [kv_heads, tokens, head_dim]
+Kept = np.ndarray  # [buffers, kv_heads, tokens, head_dim]
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Slots:
                 memory.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def keep(self, slot: int, tokens: int) -> Kept:
-        """A copy of a slot's first tokens."""
-        return [buffer[slot, :, :tokens].copy() for buffer in self._buffers]
+        """A copy of a slot's first tokens, in one piece: a piece per buffer left ever more crumbs in the heap."""
+        return np.stack([buffer[slot, :, :tokens] for buffer in self._buffers])
 
     def restore(self, slot: int, kept: Kept, tokens: int) -> None:
         """Let a slot begin with tokens that were kept."""

@@ -7,9 +7,11 @@ import pytest
 
 from llm.serve.engine.prefixes import Prefix, Prefixes, common
 
+NOTHING = np.zeros(0)
+
 
 def text(client: str, *tokens: int) -> Prefix:
-    return Prefix(client, np.array(tokens, np.int32), [])
+    return Prefix(client, np.array(tokens, np.int32), NOTHING)
 
 
 def kept(prefixes: Prefixes) -> list[list[int]]:
@@ -29,7 +31,7 @@ def test_the_neighbour_in_order_is_the_longest_of_all(seed: int) -> None:
         assert shared == best
         assert (found is None) == (best == 0)
         assert found is None or (found.client == client and common(found.tokens, tokens) == best)
-        prefixes.add(Prefix(client, tokens, []))
+        prefixes.add(Prefix(client, tokens, NOTHING))
         texts = list(prefixes._texts.values())
         assert prefixes.tokens == sum(len(each.tokens) for each in texts) <= 400
         assert prefixes._in_order == sorted(prefixes._texts)

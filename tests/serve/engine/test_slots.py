@@ -41,8 +41,7 @@ def _pages(buffer: np.ndarray) -> bytes:
 
 
 def fill(slots: Slots, slot: int, value: float, tokens: int) -> None:
-    kept = [np.full_like(part, value) for part in slots.keep(slot, tokens)]
-    slots.restore(slot, kept, tokens)
+    slots.restore(slot, np.full_like(slots.keep(slot, tokens), value), tokens)
 
 
 def test_a_slot_that_is_left_takes_none(slots: Slots) -> None:
@@ -58,12 +57,12 @@ def test_texts_that_move_take_what_they_need(slots: Slots) -> None:
     fill(slots, 3, 2.0, 10)
     slots.move(3, 0, 10)
     assert resident(slots) <= 0.02
-    assert all((part == 2.0).all() for part in slots.keep(0, 10))
+    assert (slots.keep(0, 10) == 2.0).all()
     fill(slots, 2, 3.0, TOKENS)
     slots.swap(0, 10, 2, TOKENS)
     assert resident(slots) == pytest.approx(TOKENS / CAPACITY / 4, abs=0.02)
-    assert all((part == 3.0).all() for part in slots.keep(0, TOKENS))
-    assert all((part == 2.0).all() for part in slots.keep(2, 10))
+    assert (slots.keep(0, TOKENS) == 3.0).all()
+    assert (slots.keep(2, 10) == 2.0).all()
 
 
 def test_neighbours_keep_theirs(decoder: Any) -> None:
@@ -74,7 +73,7 @@ def test_neighbours_keep_theirs(decoder: Any) -> None:
         fill(slots, slot, slot + 1.0, 99)
     slots.free(1)
     for slot in (0, 2):
-        assert all((part == slot + 1.0).all() for part in slots.keep(slot, 99))
+        assert (slots.keep(slot, 99) == slot + 1.0).all()
 
 
 def test_an_engine_stays_within_what_it_may_hold(decoder: Any, tmp_path: Path) -> None:
