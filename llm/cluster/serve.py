@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +99,27 @@ def replicated(specs: Sequence[ModelSpec], settings: Settings, replicas: Replica
             )
         )
         try:
-            serve.run(_application(specs, settings, replicas, home), name=NAME)
+            _start(_application(specs, settings, replicas, home))
             yield f"http://{settings.host}:{settings.port}"
-        except (RuntimeError, ray.exceptions.RayError) as error:
-            raise CapacityError(
-                "no replica came up", value=str(error)[:500], remedy="see Ray's logs, or serve without --replicas"
-            ) from error
+            _drain(settings.limits.drain_seconds)
         finally:
             serve.shutdown()
+
+
+def _start(application: serve.Application) -> None:
+    try:
+        serve.run(application, name=NAME)
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise CapacityError("no replica came up", value=str(error)[:500], remedy="see Ray's logs, or serve without --replicas") from error
+
+
+def _drain(seconds: float) -> None:
+    """Have what runs end, at most for so long: replicas finish their answers while the proxies stay, which a shutdown ends at once."""
+    deadline, drained = time.monotonic() + seconds, False
+    while not drained and time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):  # Ray waits for a minute
+            serve.delete(NAME)
+            drained = True
 
 
 def check_shared(settings: Settings, replicas: Replicas) -> None:
@@ -123,7 +137,7 @@ def check_shared(settings: Settings, replicas: Replicas) -> None:
 
 
 def serve_replicas(specs: Sequence[ModelSpec], settings: Settings, replicas: Replicas) -> None:
-    """Serve until SIGTERM or SIGINT; running requests are finished first."""
+    """Serve until SIGTERM or SIGINT; running requests are finished first, and new ones find no route."""
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())

@@ -6,6 +6,8 @@ import inspect
 import socket
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[ModelSpec]:
     folder = tmp_path_factory.mktemp("served")
     (folder / "tokenizer.model").write_bytes(train([inspect.getsource(textwrap)], TokenizeConfig(vocab_size=400, row_tokens=32)))
     torch.manual_seed(3)
-    config = DecoderConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=256)
+    config = DecoderConfig(width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=4096)
     (folder / "onnx").mkdir()
     write(Decoder(config, 400).eval(), folder / "tokenizer.model", folder / "onnx", ExportConfig())
     return [ModelSpec.parse(f"small={folder}")]
@@ -48,6 +50,21 @@ def settings() -> Settings:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     return Settings(port=port, models=MODELS, limits=LimitsConfig(body_bytes=10_000))
+
+
+def test_answers_that_run_are_finished_first(ray_cluster: None, specs: list[ModelSpec], settings: Settings, home: Path) -> None:
+    """Ends before the replicas of the other tests begin: there is one application of this name."""
+    body = {"model": "small", "prompt": "def", "max_tokens": 4_000, "ignore_eos": True, "stream": True}
+    with ExitStack() as ending, ThreadPoolExecutor(1) as thread:
+        address = ending.enter_context(replicated(specs, settings, Replicas(least=1, most=1, cpus=0.1), home))
+        with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: {")
+            ended = thread.submit(ending.close)
+            rest = [line for line in lines if line]
+        ended.result()
+    assert rest[-1] == "data: [DONE]"
+    assert '"finish_reason":"length"' in "".join(rest[-3:]).replace(" ", "")
 
 
 @pytest.fixture(scope="module")
