@@ -128,6 +128,7 @@ class Batch:
             return
         if prefix and shared == longest:
             self.slots.restore(slot, prefix.kept, shared)
+            self.prefixes.use(prefix)
         else:
             self.slots.copy(nearest, slot, longest)
         row.generation.cached_tokens += longest - row.read

@@ -76,6 +76,21 @@ def test_prompts_that_begin_alike_are_read_once(served: Engine) -> None:
     assert 30 <= other.cached_tokens < 39
 
 
+def test_a_kept_text_that_serves_again_is_kept_longer(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, prefix_tokens=100))
+    used, unused, fresh = (a_prompt(seed, 30) for seed in (53, 54, 59))
+
+    def cached(prompt: list[int]) -> int:
+        generation = engine.submit(prompt, Sampling(1, ignore_eos=True))
+        ids(generation)
+        return generation.cached_tokens
+
+    assert [cached(prompt) for prompt in (used, unused, used[:20] + fresh[:5], fresh)] == [0, 0, 20, 0]
+    assert cached(used) == 29
+    assert cached(unused) == 0
+    engine.close()
+
+
 def test_clients_do_not_see_what_others_have_asked(decoder: Any) -> None:
     """Neither what is kept of finished texts nor what running ones have read."""
     engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=4, prefill_tokens=16))
