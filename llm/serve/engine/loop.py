@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from llm.errors import ArtifactError, CapacityError, RecipeError
+from llm.errors import CapacityError, RecipeError
 from llm.serve.engine.batch import Batch, Row
 from llm.serve.engine.beams import Beams
 from llm.serve.engine.generation import Chunk, Event, Finished, FinishReason, Generation, Scored, Step
 from llm.serve.engine.queue import FairQueue
-from llm.serve.engine.sampling import adjust, choose, log_softmax
+from llm.serve.engine.sampling import adjust, check_finite, choose, log_softmax
 from llm.serve.engine.speculation import Draft, judge
 from llm.serve.engine.text import TextStream
 
@@ -140,34 +140,35 @@ class Loop:
         return self._batch.reserved_tokens + sum(beams.generation.need_tokens for beams in self._searches)
 
     def _guarded_step(self) -> None:
-        """A step; if it fails, so do those that are in it, and the next requests meet an empty batch."""
+        """A step of each search and one of the batch; if that fails, so do its rows, and the next requests meet an empty one."""
+        for beams in list(self._searches):
+            with self._alone(beams):
+                self._search_on(beams)
         try:
             for row in [row for row in self._batch.rows if _over(row.generation)]:
                 self._end_row(row, row.stream.finish(), _over(row.generation))
-            for beams in list(self._searches):
-                self._search_on(beams)
             self._write()
             self._read()
         except Exception as error:
             log.exception("a step of the model failed")
             for row in list(self._batch.rows):
-                self._fail_row(row, error)
-            searches, self._searches = self._searches, []
-            for beams in searches:
-                self._fail(beams.generation, error)
+                self._fail_alone(row, error)
 
     @contextmanager
-    def _alone(self, row: Row) -> Iterator[None]:
-        """What fails in here fails this row, and nothing beside it."""
+    def _alone(self, one: Row | Beams) -> Iterator[None]:
+        """What fails in here fails this row or search, and nothing beside it."""
         try:
             yield
         except Exception as error:
             log.exception("a generation failed")
-            self._fail_row(row, error)
+            self._fail_alone(one, error)
 
-    def _fail_row(self, row: Row, error: Exception) -> None:
-        self._batch.remove(row, keep=False)
-        self._fail(row.generation, error)
+    def _fail_alone(self, one: Row | Beams, error: Exception) -> None:
+        if isinstance(one, Row):
+            self._batch.remove(one, keep=False)
+        else:
+            self._searches.remove(one)
+        self._fail(one.generation, error)
 
     def _search_on(self, beams: Beams) -> None:
         """One step of a beam search; its text comes in one piece."""
@@ -175,7 +176,6 @@ class Loop:
         reason = _over(generation)
         if ids is None and reason is None:
             return
-        self._searches.remove(beams)
         stream, text, tokens = TextStream(generation.sampling.stop), "", []
         for id in ids or []:
             if stream.stopped:
@@ -186,7 +186,9 @@ class Loop:
                 reason = "stop"
                 break
             text += stream.push(piece)
-        self._finish(generation, Chunk(text + stream.finish(), tuple(tokens), "stop" if stream.stopped else reason or "length"))
+        chunk = Chunk(text + stream.finish(), tuple(tokens), "stop" if stream.stopped else reason or "length")
+        self._searches.remove(beams)
+        self._finish(generation, chunk)
 
     def _write(self) -> None:
         rows, began = self._batch.rows[: self._batch.writing], time.perf_counter()
@@ -241,8 +243,7 @@ class Loop:
         Raises: ArtifactError if the logits aren't finite; RecipeError if they are no longer, or none is left.
         """
         sampling = row.generation.sampling
-        if not np.isfinite(logits_V.max()):
-            raise ArtifactError("model's logits aren't finite", remedy="serve another version")
+        check_finite(logits_V)
         logprobs_V = log_softmax(logits_V) if row.generation.top is not None else None
         adjust(logits_V, sampling, tokens=row.text, written=row.written)
         if sampling.ignore_eos:

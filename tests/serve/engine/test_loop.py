@@ -149,6 +149,20 @@ def test_logits_that_are_not_finite_fail_their_row_alone(partly_broken: Path, de
     engine.close()
 
 
+def test_a_search_whose_logits_are_not_finite_fails_alone(partly_broken: Path) -> None:
+    """Neither a text nor another search that runs beside it is touched."""
+    engine = Engine(partly_broken, model_id="m", config=EngineConfig(threads=1))
+    search = Sampling(2, beams=2, ignore_eos=True)
+    alone = ids(engine.submit([6, 8], search))
+    text = engine.submit([8, 9], Sampling(400, temperature=0, ignore_eos=True, logit_bias={7: -1000.0}))
+    bad, good = engine.submit([6, 7], search), engine.submit([6, 8], search)
+    with pytest.raises(ArtifactError, match="logits aren't finite"):
+        ids(bad)
+    assert ids(good) == alone
+    assert len(ids(text)) == 400
+    engine.close()
+
+
 @pytest.mark.parametrize("top", [None, 2])
 def test_the_id_that_ends_a_text_is_a_token_that_says_nothing(served: Engine, decoder: Any, top: int | None) -> None:
     end, prompt = served.tokenizer.eos, a_prompt(58, 6)
