@@ -21,7 +21,7 @@ class EngineConfig(Section):
     queue_requests: int = Field(
         default=256,
         ge=0,
-        description="generations that may wait for a slot; a client (key or address) holds at most as many as are free: half, if alone",
+        description="generations that may wait, beside those that begin at once; a client (key or address) holds half, if it is alone",
     )
     prefill_tokens: int = Field(default=256, ge=1, description="prompt tokens read between two decoding steps")
     prefix_tokens: int = Field(default=16384, ge=0, description="tokens of finished texts kept for prompts that begin alike")

@@ -52,6 +52,7 @@ class Loop:
     def put(self, generation: Generation) -> None:
         """Queue a generation, unless its client holds as many places as are free: some are left for whoever comes next.
 
+        Those that get a slot at once take no place.
         Source: dynamic thresholds, Choudhury and Hahne, https://doi.org/10.1109/90.664262.
 
         Raises: CapacityError if the queue is full for this client, or the loop is closed.
@@ -59,8 +60,9 @@ class Loop:
         with self._changed:
             if self._closed:
                 raise CapacityError("engine is closed", remedy="start it again")
-            waiting, held = len(self._queue), self._queue.held(generation.client)
-            if held >= self._queue_requests - waiting:
+            queued, at_once = len(self._queue), self._at_once(self._queue.first() or generation)
+            waiting, held = (max(0, count - at_once) for count in (queued, self._queue.held(generation.client)))
+            if queued >= at_once and held >= self._queue_requests - waiting:
                 raise CapacityError("queue is full", value=f"{waiting} requests wait, {held} of this client", remedy="try again later")
             self._queue.put(generation)
             self._changed.notify()
@@ -116,9 +118,7 @@ class Loop:
         """Give slots to those whose turn it is, while there is room; those that ended while they waited, or can't begin."""
         over = [(generation, _over(generation)) for generation in self._queue.drop(lambda generation: _over(generation) is not None)]
         ended: list[tuple[Generation, FinishReason | Exception]] = [(generation, reason) for generation, reason in over if reason]
-        while (first := self._queue.first()) and self._running() + first.sampling.beams <= self._batch.most_rows:
-            if self._reserved_tokens() + first.need_tokens > self.kv_tokens:
-                break
+        while (first := self._queue.first()) and self._at_once(first):
             first.queue_seconds = time.monotonic() - first.began
             try:
                 self._start(self._queue.pop())
@@ -126,6 +126,11 @@ class Loop:
                 log.exception("a generation can't begin")
                 ended.append((first, error))
         return ended
+
+    def _at_once(self, first: Generation) -> int:
+        """How many generations may begin now if `first` is the next one: none as long as there is no room for it."""
+        free_slots, free_tokens = self._batch.most_rows - self._running(), self.kv_tokens - self._reserved_tokens()
+        return free_slots if first.sampling.beams <= free_slots and first.need_tokens <= free_tokens else 0
 
     def _start(self, generation: Generation) -> None:
         if generation.sampling.beams > 1:

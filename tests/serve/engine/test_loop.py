@@ -223,6 +223,29 @@ def test_a_full_queue_refuses_and_a_cancelled_place_is_free_again(decoder: Any) 
         engine.submit([9], GREEDY)
 
 
+@pytest.mark.parametrize(("slots", "places"), [(2, 0), (1, 1), (4, 0)])
+def test_what_begins_at_once_takes_no_place_in_the_queue(decoder: Any, slots: int, places: int) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=slots, queue_requests=places))
+    settings = Sampling(400, ignore_eos=True)
+    running = [engine.submit([7], settings) for _ in range(slots + places)]
+    with pytest.raises(CapacityError, match="queue is full"):
+        engine.submit([7], settings)
+    assert [len(ids(generation)) for generation in running] == [400] * (slots + places)
+    engine.close()
+
+
+def test_slots_that_memory_keeps_empty_are_no_places(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=8, kv_tokens=500, queue_requests=2))
+    running = engine.submit([7], Sampling(499, ignore_eos=True))
+    wait_until(lambda: engine.load().running == 1)
+    waiting = engine.submit([8], GREEDY)
+    with pytest.raises(CapacityError, match="1 requests wait, 1 of this client"):
+        engine.submit([9], GREEDY)
+    running.cancel()
+    assert len(ids(waiting)) > 0
+    engine.close()
+
+
 def test_a_client_that_fills_the_queue_keeps_nobody_out(decoder: Any) -> None:
     engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=1, queue_requests=8))
     filled = threading.Event()
