@@ -222,13 +222,14 @@ class Loop:
         return row.count - before
 
     def _read(self) -> None:
-        if self._batch.writing < len(self._batch.rows):
-            began, before = time.perf_counter(), sum(row.read for row in self._batch.rows)
-            reading, through = len(self._batch.rows) - self._batch.writing, self._batch.read_some(self._prefill_tokens)
-            tokens = sum(row.read for row in self._batch.rows) - before
-            if through:
-                self._advance([row for row, _ in through], np.stack([logits for _, logits in through]))
-            self._tell(Step("prefill", reading, tokens, time.perf_counter() - began))
+        began, through = time.perf_counter(), dict[Row, np.ndarray]()
+        for row, tokens, logits_V in self._batch.read_some(self._prefill_tokens):
+            self._tell(Step("prefill", 1, tokens, time.perf_counter() - began))
+            if logits_V is not None:
+                through[row] = logits_V
+            began = time.perf_counter()
+        if through:
+            self._advance(list(through), np.stack(list(through.values())))
 
     def _advance(self, rows: list[Row], logits_BV: np.ndarray) -> None:
         """Choose each row's next token and hand it on."""

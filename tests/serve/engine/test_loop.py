@@ -18,7 +18,7 @@ import torch
 from llm.errors import ArtifactError, CapacityError, DataError, RecipeError
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
-from llm.serve.engine.generation import Finished, Generation
+from llm.serve.engine.generation import Finished, Generation, Step
 from llm.serve.engine.sampling import Sampling
 from tests.serve.engine.conftest import LLAMA, write
 
@@ -192,6 +192,19 @@ def test_a_long_prompt_stalls_nobody(served: Engine) -> None:
     ids(short)
     assert long.finish_reason is None
     ids(long)
+
+
+def test_each_pass_over_a_prompt_is_told(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, prefill_tokens=64))
+    passes: list[Step] = []
+    engine.watch = lambda event: passes.append(event) if isinstance(event, Step) and event.kind == "prefill" else None
+    running = [engine.submit(a_prompt(seed, 300), Sampling(1, ignore_eos=True)) for seed in (72, 73, 74)]
+    for generation in running:
+        ids(generation)
+    engine.close()
+    assert {step.rows for step in passes} == {1}
+    assert sum(step.tokens for step in passes) == 900
+    assert len(passes) > 900 / 64 + 5, "several in one step"
 
 
 def test_a_generation_ends_when_it_is_cancelled_or_late(served: Engine) -> None:
