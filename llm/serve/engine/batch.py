@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -24,6 +27,7 @@ class Row:
     rng: np.random.Generator
     stream: TextStream
     read: int = 0
+    began: float = field(default_factory=time.monotonic)  # when it got its slot
 
     @classmethod
     def of(cls, generation: Generation) -> Row:
@@ -68,26 +72,33 @@ class Batch:
         """Give a text the next slot."""
         self.rows.append(row)
 
-    def read_some(self, budget_tokens: int) -> list[tuple[Row, np.ndarray]]:
-        """Read on in prompts, at most `budget_tokens`; the rows that are through, each with the logits of its first token.
+    def read_some(self, budget_tokens: int) -> Iterator[tuple[Row, int, np.ndarray | None]]:
+        """Read on in prompts, at most `budget_tokens`; each pass's row, its tokens, and if it is through the logits of its first one.
 
-        The prompt of which least is read goes first: a long one costs short ones little, and each comes to its turn
-        (least attained service).
+        The row that began first has the first turn, of at most half, so that every prompt comes to its end; then come those of
+        which least is read, so that a long one costs short ones little (least attained service).
         """
-        through = []
+        alone = len(self.rows) - self.writing == 1
+        first_by, most_tokens = attrgetter("began"), min(SHARE_TOKENS, budget_tokens if alone else -(-budget_tokens // 2))
         while budget_tokens > 0 and self.writing < len(self.rows):
-            row = min(self.rows[self.writing :], key=lambda row: row.read)
-            slot = self.rows.index(row)
-            self._reuse(row, slot)
-            end = min(row.read + min(budget_tokens, SHARE_TOKENS), row.count)
-            chunk = row.tokens[row.read : end].tolist()
-            last = np.array([len(chunk) - 1] if end == row.count else [], np.int64)
-            logits = self.slots.read(slot, chunk, row.read, rows=last)
-            row.read, budget_tokens = end, budget_tokens - len(chunk)
-            if end == row.count:
-                self._start_writing(slot)
-                through.append((row, logits[0]))
-        return through
+            row = min(self.rows[self.writing :], key=first_by)
+            tokens, logits_V = self._read_on(row, min(budget_tokens, most_tokens))
+            yield row, tokens, logits_V
+            budget_tokens -= tokens
+            first_by, most_tokens = attrgetter("read"), SHARE_TOKENS
+
+    def _read_on(self, row: Row, most_tokens: int) -> tuple[int, np.ndarray | None]:
+        """One pass over a prompt: how many tokens it read, and the logits of the first token to write if that was the rest."""
+        slot = self.rows.index(row)
+        self._reuse(row, slot)
+        start, end = row.read, min(row.read + most_tokens, row.count)
+        last = np.array([end - start - 1] if end == row.count else [], np.int64)
+        logits = self.slots.read(slot, row.tokens[start:end].tolist(), start, rows=last)
+        row.read = end
+        if end < row.count:
+            return end - start, None
+        self._start_writing(slot)
+        return end - start, logits[0]
 
     def write(self) -> np.ndarray:
         """Feed every writing row its last token: logits [writing, vocabulary]."""
@@ -128,6 +139,7 @@ class Batch:
             return
         if prefix and shared == longest:
             self.slots.restore(slot, prefix.kept, shared)
+            self.prefixes.use(prefix)
         else:
             self.slots.copy(nearest, slot, longest)
         row.generation.cached_tokens += longest - row.read

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm.serve.engine.generation import Generation
-from llm.serve.engine.sampling import log_softmax
+from llm.serve.engine.sampling import check_finite, log_softmax
 from llm.serve.engine.slots import Slots
 
 
@@ -38,7 +38,10 @@ class Beams:
         self._ended: list[Beam] = []
 
     def step(self) -> list[int] | None:
-        """Read on in the prompt or write one token; the ids of the best text, with the id that ends it, once it is found."""
+        """Read on in the prompt or write one token; the ids of the best text, with the id that ends it, once it is found.
+
+        Raises: ArtifactError if the logits aren't finite.
+        """
         prompt = self.generation.prompt
         if self._read < len(prompt):
             chunk = prompt[self._read : self._read + self._step_tokens]
@@ -55,6 +58,7 @@ class Beams:
 
     def _extend(self, logits_BV: np.ndarray) -> None:
         """Every beam by every token; the best go on, and those of the best that end are set aside."""
+        check_finite(logits_BV)
         logprobs_BV = np.stack([log_softmax(logits_V) for logits_V in logits_BV])
         if self.generation.sampling.ignore_eos:
             logprobs_BV[:, self._silent_V] = -np.inf

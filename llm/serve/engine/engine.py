@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from llm.data.tokenizer import Tokenizer
-from llm.errors import ArtifactError, CapacityError, DataError
+from llm.errors import ArtifactError, DataError
 from llm.serve.engine.batch import Batch
 from llm.serve.engine.beams import Beams
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.generation import Chunk, Event, Generation, Scored
 from llm.serve.engine.guide import Guides
 from llm.serve.engine.loop import Loop, scored
+from llm.serve.engine.memory import Room, affordable, available_bytes
 from llm.serve.engine.prefixes import Prefixes
 from llm.serve.engine.sampling import Guide, Sampling, log_softmax
 from llm.serve.engine.session import graph_file, open_session
@@ -30,7 +30,6 @@ from llm.serve.models.folder import open_folder
 
 __all__ = ["Chunk", "Engine", "EngineConfig", "Event", "Generation", "Guide", "Load", "Sampling", "Scored"]
 DEFAULTS = EngineConfig()
-FREE_SHARE = 0.8  # of the memory that nobody uses at the start
 REMEDY = "send ids of this model, and less than its context"
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Load:
-    """How busy an engine is."""
+    """How busy an engine is; tokens are used from the moment that they are reserved for an answer."""
 
     running: int
     waiting: int
@@ -47,26 +46,13 @@ class Load:
     kv_total_tokens: int
 
 
-def affordable(slots: int, context_tokens: int, *, token_bytes: int, free_bytes: int) -> int:
-    """Tokens whose keys and values may be held: a whole context in every slot, unless most of the free memory holds less.
-
-    Raises: CapacityError if that doesn't hold one context.
-    """
-    fitting = int(FREE_SHARE * free_bytes) // token_bytes
-    if fitting < context_tokens:
-        value = f"{fitting:,} tokens of {token_bytes:,} bytes fit, the context is {context_tokens:,}"
-        remedy = "set engine.kv_tokens to what one text may need"
-        raise CapacityError("memory is short for keys and values", value=value, remedy=remedy, transient=True)
-    return min(slots * context_tokens, fitting)
-
-
 class Engine:
     """One model, shared by all requests and threads."""
 
     def __init__(self, folder: Path, *, model_id: str, config: EngineConfig = DEFAULTS) -> None:
         """Open the model and start its thread.
 
-        Raises: ArtifactError if the folder can't be served.
+        Raises: ArtifactError if the folder can't be served; CapacityError if memory is short.
         """
         self.model_id, self.config = model_id, config
         facts = open_folder(folder)
@@ -77,21 +63,29 @@ class Engine:
         self.watch: Callable[[Event], None] | None = None
         self._guides = Guides(self.tokenizer, self.pieces)
         self._session = open_session(self.facts, graph_file(config.variant), threads=config.threads)
-        context, each, free = self.facts.context_tokens, token_bytes(self._session, self.facts), psutil.virtual_memory().available
-        kv_tokens = config.kv_tokens or affordable(config.slots, context, token_bytes=each, free_bytes=free)
-        bounded = kv_tokens < config.slots * context
+        draft, context = self._draft(config.draft) if config.draft else None, self.facts.context_tokens
+        room = self._room(beside_bytes=draft.memory_bytes if draft else 0)
+        bounded = room.running_tokens < config.slots * context
         self._slots = Slots(self._session, self.facts, slots=config.slots + 1, capacity=context, gives_back=bounded)
         self._spare, self._reading = config.slots, threading.Lock()  # the last slot is for texts that are only read, one at a time
         self._loop = Loop(
-            Batch(self._slots, Prefixes(config.prefix_tokens), most_rows=config.slots),
+            Batch(self._slots, Prefixes(room.kept_tokens), most_rows=config.slots),
             self.pieces,
-            kv_tokens=kv_tokens,
+            kv_tokens=room.running_tokens,
             queue_requests=config.queue_requests,
             prefill_tokens=config.prefill_tokens,
-            draft=self._draft(config.draft) if config.draft else None,
+            draft=draft,
             search=self._search,
             tell=self._tell,
         )
+
+    def _room(self, *, beside_bytes: int) -> Room:
+        """What may be held: as configured, else what free memory holds when `beside_bytes` of it are taken."""
+        config, each = self.config, token_bytes(self._session, self.facts)
+        if config.kv_tokens:
+            return Room(config.kv_tokens, config.prefix_tokens)
+        free, context = max(0, available_bytes() - beside_bytes), self.facts.context_tokens
+        return affordable(config.slots, context, prefix_tokens=config.prefix_tokens, token_bytes=each, free_bytes=free)
 
     def _draft(self, folder: Path) -> Draft:
         """The small model that writes ahead."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from llm.errors import ArtifactError, CapacityError, RecipeError
+from llm.errors import CapacityError, RecipeError
 from llm.serve.engine.batch import Batch, Row
 from llm.serve.engine.beams import Beams
 from llm.serve.engine.generation import Chunk, Event, Finished, FinishReason, Generation, Scored, Step
 from llm.serve.engine.queue import FairQueue
-from llm.serve.engine.sampling import adjust, choose, log_softmax
+from llm.serve.engine.sampling import adjust, check_finite, choose, log_softmax
 from llm.serve.engine.speculation import Draft, judge
 from llm.serve.engine.text import TextStream
 
@@ -52,6 +52,7 @@ class Loop:
     def put(self, generation: Generation) -> None:
         """Queue a generation, unless its client holds as many places as are free: some are left for whoever comes next.
 
+        Those that get a slot at once take no place.
         Source: dynamic thresholds, Choudhury and Hahne, https://doi.org/10.1109/90.664262.
 
         Raises: CapacityError if the queue is full for this client, or the loop is closed.
@@ -59,8 +60,9 @@ class Loop:
         with self._changed:
             if self._closed:
                 raise CapacityError("engine is closed", remedy="start it again")
-            waiting, held = len(self._queue), self._queue.held(generation.client)
-            if held >= self._queue_requests - waiting:
+            queued, at_once = len(self._queue), self._at_once(self._queue.first() or generation)
+            waiting, held = (max(0, count - at_once) for count in (queued, self._queue.held(generation.client)))
+            if queued >= at_once and held >= self._queue_requests - waiting:
                 raise CapacityError("queue is full", value=f"{waiting} requests wait, {held} of this client", remedy="try again later")
             self._queue.put(generation)
             self._changed.notify()
@@ -116,9 +118,7 @@ class Loop:
         """Give slots to those whose turn it is, while there is room; those that ended while they waited, or can't begin."""
         over = [(generation, _over(generation)) for generation in self._queue.drop(lambda generation: _over(generation) is not None)]
         ended: list[tuple[Generation, FinishReason | Exception]] = [(generation, reason) for generation, reason in over if reason]
-        while (first := self._queue.first()) and self._running() + first.sampling.beams <= self._batch.most_rows:
-            if self._reserved_tokens() + first.need_tokens > self.kv_tokens:
-                break
+        while (first := self._queue.first()) and self._at_once(first):
             first.queue_seconds = time.monotonic() - first.began
             try:
                 self._start(self._queue.pop())
@@ -126,6 +126,11 @@ class Loop:
                 log.exception("a generation can't begin")
                 ended.append((first, error))
         return ended
+
+    def _at_once(self, first: Generation) -> int:
+        """How many generations may begin now if `first` is the next one: none as long as there is no room for it."""
+        free_slots, free_tokens = self._batch.most_rows - self._running(), self.kv_tokens - self._reserved_tokens()
+        return free_slots if first.sampling.beams <= free_slots and first.need_tokens <= free_tokens else 0
 
     def _start(self, generation: Generation) -> None:
         if generation.sampling.beams > 1:
@@ -140,34 +145,35 @@ class Loop:
         return self._batch.reserved_tokens + sum(beams.generation.need_tokens for beams in self._searches)
 
     def _guarded_step(self) -> None:
-        """A step; if it fails, so do those that are in it, and the next requests meet an empty batch."""
+        """A step of each search and one of the batch; if that fails, so do its rows, and the next requests meet an empty one."""
+        for beams in list(self._searches):
+            with self._alone(beams):
+                self._search_on(beams)
         try:
             for row in [row for row in self._batch.rows if _over(row.generation)]:
                 self._end_row(row, row.stream.finish(), _over(row.generation))
-            for beams in list(self._searches):
-                self._search_on(beams)
             self._write()
             self._read()
         except Exception as error:
             log.exception("a step of the model failed")
             for row in list(self._batch.rows):
-                self._fail_row(row, error)
-            searches, self._searches = self._searches, []
-            for beams in searches:
-                self._fail(beams.generation, error)
+                self._fail_alone(row, error)
 
     @contextmanager
-    def _alone(self, row: Row) -> Iterator[None]:
-        """What fails in here fails this row, and nothing beside it."""
+    def _alone(self, one: Row | Beams) -> Iterator[None]:
+        """What fails in here fails this row or search, and nothing beside it."""
         try:
             yield
         except Exception as error:
             log.exception("a generation failed")
-            self._fail_row(row, error)
+            self._fail_alone(one, error)
 
-    def _fail_row(self, row: Row, error: Exception) -> None:
-        self._batch.remove(row, keep=False)
-        self._fail(row.generation, error)
+    def _fail_alone(self, one: Row | Beams, error: Exception) -> None:
+        if isinstance(one, Row):
+            self._batch.remove(one, keep=False)
+        else:
+            self._searches.remove(one)
+        self._fail(one.generation, error)
 
     def _search_on(self, beams: Beams) -> None:
         """One step of a beam search; its text comes in one piece."""
@@ -175,7 +181,6 @@ class Loop:
         reason = _over(generation)
         if ids is None and reason is None:
             return
-        self._searches.remove(beams)
         stream, text, tokens = TextStream(generation.sampling.stop), "", []
         for id in ids or []:
             if stream.stopped:
@@ -186,7 +191,9 @@ class Loop:
                 reason = "stop"
                 break
             text += stream.push(piece)
-        self._finish(generation, Chunk(text + stream.finish(), tuple(tokens), "stop" if stream.stopped else reason or "length"))
+        chunk = Chunk(text + stream.finish(), tuple(tokens), "stop" if stream.stopped else reason or "length")
+        self._searches.remove(beams)
+        self._finish(generation, chunk)
 
     def _write(self) -> None:
         rows, began = self._batch.rows[: self._batch.writing], time.perf_counter()
@@ -215,13 +222,14 @@ class Loop:
         return row.count - before
 
     def _read(self) -> None:
-        if self._batch.writing < len(self._batch.rows):
-            began, before = time.perf_counter(), sum(row.read for row in self._batch.rows)
-            reading, through = len(self._batch.rows) - self._batch.writing, self._batch.read_some(self._prefill_tokens)
-            tokens = sum(row.read for row in self._batch.rows) - before
-            if through:
-                self._advance([row for row, _ in through], np.stack([logits for _, logits in through]))
-            self._tell(Step("prefill", reading, tokens, time.perf_counter() - began))
+        began, through = time.perf_counter(), dict[Row, np.ndarray]()
+        for row, tokens, logits_V in self._batch.read_some(self._prefill_tokens):
+            self._tell(Step("prefill", 1, tokens, time.perf_counter() - began))
+            if logits_V is not None:
+                through[row] = logits_V
+            began = time.perf_counter()
+        if through:
+            self._advance(list(through), np.stack(list(through.values())))
 
     def _advance(self, rows: list[Row], logits_BV: np.ndarray) -> None:
         """Choose each row's next token and hand it on."""
@@ -241,8 +249,7 @@ class Loop:
         Raises: ArtifactError if the logits aren't finite; RecipeError if they are no longer, or none is left.
         """
         sampling = row.generation.sampling
-        if not np.isfinite(logits_V.max()):
-            raise ArtifactError("model's logits aren't finite", remedy="serve another version")
+        check_finite(logits_V)
         logprobs_V = log_softmax(logits_V) if row.generation.top is not None else None
         adjust(logits_V, sampling, tokens=row.text, written=row.written)
         if sampling.ignore_eos:

@@ -44,8 +44,11 @@ class Prefixes:
         best = max(shared, key=shared.__getitem__, default=None)
         if best is None or not shared[best]:
             return None, 0
-        self._texts.move_to_end(best)
         return self._texts[best], shared[best]
+
+    def use(self, prefix: Prefix) -> None:
+        """A text serves again, so that others are forgotten before it."""
+        self._texts.move_to_end(_key(prefix.client, prefix.tokens))
 
     def add(self, prefix: Prefix) -> None:
         """Keep a text in place of the one that it begins with, unless one begins with it, and forget the longest unused."""
@@ -54,6 +57,7 @@ class Prefixes:
             return
         nearest, shared = self.longest(prefix.client, prefix.tokens)
         if nearest and shared == count:
+            self.use(nearest)
             return
         if nearest and shared == len(nearest.tokens):
             self._forget(_key(nearest.client, nearest.tokens))

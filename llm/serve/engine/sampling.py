@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm.errors import ArtifactError
+
 LEAST_TEMPERATURE = 1e-30  # what float32 can divide logits by
 BLOCK = 256  # weights that are summed before one of them is looked for
 CACHED = 2**16  # weights that a second-level cache holds
@@ -38,6 +40,15 @@ class Sampling:
     guide: Guide | None = None
     beams: int = 1
     ignore_eos: bool = False
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Refuse what nothing can be chosen from: a row of logits without a finite greatest one.
+
+    Raises: ArtifactError if there is one.
+    """
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise ArtifactError("model's logits aren't finite", remedy="serve another version")
 
 
 def adjust(logits_V: np.ndarray, sampling: Sampling, *, tokens: np.ndarray, written: np.ndarray) -> None:

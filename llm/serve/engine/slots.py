@@ -44,6 +44,11 @@ class Slots:
         self._logits = np.empty((slots, self.vocab_size), np.float32)
         self._steps: dict[int, Step] = {}
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the keys and values of all slots may come to take."""
+        return sum(len(memory) for memory in self._memory)
+
     def decode(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Append a token to each of the first slots, after `lengths` tokens; logits [batch, vocabulary], valid until the next call."""
         step = self._steps.get(len(ids)) or self._steps.setdefault(len(ids), self._decoding(len(ids)))

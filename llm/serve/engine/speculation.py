@@ -20,6 +20,11 @@ class Draft:
         self._row: Row | None = None
         self._read = 0
 
+    @property
+    def memory_bytes(self) -> int:
+        """What its keys and values may come to take."""
+        return self._slots.memory_bytes
+
     def room(self, row: Row) -> int:
         """How many tokens may be written ahead of a text; a text with a seed none, since its draws mustn't depend on its batch."""
         sampling = row.generation.sampling

@@ -33,8 +33,8 @@ LOADS = {
     "running": ("num_requests_running", "answers that are being written"),
     "waiting": ("num_requests_waiting", "answers that wait for a slot"),
     "slots": ("num_slots", "answers that can be written at once"),
-    "kv_used_tokens": ("kv_cache_used_tokens", "tokens whose keys and values are held"),
-    "kv_total_tokens": ("kv_cache_total_tokens", "tokens whose keys and values can be held"),
+    "kv_used_tokens": ("kv_cache_used_tokens", "tokens reserved for running answers: their prompts and all that they may write"),
+    "kv_total_tokens": ("kv_cache_total_tokens", "tokens that can be reserved"),
 }
 
 Version = tuple[str, str]  # a model's id and its version

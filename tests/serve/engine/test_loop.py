@@ -18,7 +18,7 @@ import torch
 from llm.errors import ArtifactError, CapacityError, DataError, RecipeError
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
-from llm.serve.engine.generation import Finished, Generation
+from llm.serve.engine.generation import Finished, Generation, Step
 from llm.serve.engine.sampling import Sampling
 from tests.serve.engine.conftest import LLAMA, write
 
@@ -74,6 +74,21 @@ def test_prompts_that_begin_alike_are_read_once(served: Engine) -> None:
     other = served.submit(first + a_prompt(52, 9), GREEDY)
     ids(other)
     assert 30 <= other.cached_tokens < 39
+
+
+def test_a_kept_text_that_serves_again_is_kept_longer(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, prefix_tokens=100))
+    used, unused, fresh = (a_prompt(seed, 30) for seed in (53, 54, 59))
+
+    def cached(prompt: list[int]) -> int:
+        generation = engine.submit(prompt, Sampling(1, ignore_eos=True))
+        ids(generation)
+        return generation.cached_tokens
+
+    assert [cached(prompt) for prompt in (used, unused, used[:20] + fresh[:5], fresh)] == [0, 0, 20, 0]
+    assert cached(used) == 29
+    assert cached(unused) == 0
+    engine.close()
 
 
 def test_clients_do_not_see_what_others_have_asked(decoder: Any) -> None:
@@ -134,6 +149,20 @@ def test_logits_that_are_not_finite_fail_their_row_alone(partly_broken: Path, de
     engine.close()
 
 
+def test_a_search_whose_logits_are_not_finite_fails_alone(partly_broken: Path) -> None:
+    """Neither a text nor another search that runs beside it is touched."""
+    engine = Engine(partly_broken, model_id="m", config=EngineConfig(threads=1))
+    search = Sampling(2, beams=2, ignore_eos=True)
+    alone = ids(engine.submit([6, 8], search))
+    text = engine.submit([8, 9], Sampling(400, temperature=0, ignore_eos=True, logit_bias={7: -1000.0}))
+    bad, good = engine.submit([6, 7], search), engine.submit([6, 8], search)
+    with pytest.raises(ArtifactError, match="logits aren't finite"):
+        ids(bad)
+    assert ids(good) == alone
+    assert len(ids(text)) == 400
+    engine.close()
+
+
 @pytest.mark.parametrize("top", [None, 2])
 def test_the_id_that_ends_a_text_is_a_token_that_says_nothing(served: Engine, decoder: Any, top: int | None) -> None:
     end, prompt = served.tokenizer.eos, a_prompt(58, 6)
@@ -165,6 +194,19 @@ def test_a_long_prompt_stalls_nobody(served: Engine) -> None:
     ids(long)
 
 
+def test_each_pass_over_a_prompt_is_told(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, prefill_tokens=64))
+    passes: list[Step] = []
+    engine.watch = lambda event: passes.append(event) if isinstance(event, Step) and event.kind == "prefill" else None
+    running = [engine.submit(a_prompt(seed, 300), Sampling(1, ignore_eos=True)) for seed in (72, 73, 74)]
+    for generation in running:
+        ids(generation)
+    engine.close()
+    assert {step.rows for step in passes} == {1}
+    assert sum(step.tokens for step in passes) == 900
+    assert len(passes) > 900 / 64 + 5, "several in one step"
+
+
 def test_a_generation_ends_when_it_is_cancelled_or_late(served: Engine) -> None:
     endless = Sampling(400, ignore_eos=True)
     running = served.submit(a_prompt(80, 5), endless)
@@ -192,6 +234,29 @@ def test_a_full_queue_refuses_and_a_cancelled_place_is_free_again(decoder: Any) 
     engine.close()
     with pytest.raises(CapacityError, match="closed"):
         engine.submit([9], GREEDY)
+
+
+@pytest.mark.parametrize(("slots", "places"), [(2, 0), (1, 1), (4, 0)])
+def test_what_begins_at_once_takes_no_place_in_the_queue(decoder: Any, slots: int, places: int) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=slots, queue_requests=places))
+    settings = Sampling(400, ignore_eos=True)
+    running = [engine.submit([7], settings) for _ in range(slots + places)]
+    with pytest.raises(CapacityError, match="queue is full"):
+        engine.submit([7], settings)
+    assert [len(ids(generation)) for generation in running] == [400] * (slots + places)
+    engine.close()
+
+
+def test_slots_that_memory_keeps_empty_are_no_places(decoder: Any) -> None:
+    engine = Engine(decoder.folder, model_id="m", config=EngineConfig(threads=1, slots=8, kv_tokens=500, queue_requests=2))
+    running = engine.submit([7], Sampling(499, ignore_eos=True))
+    wait_until(lambda: engine.load().running == 1)
+    waiting = engine.submit([8], GREEDY)
+    with pytest.raises(CapacityError, match="1 requests wait, 1 of this client"):
+        engine.submit([9], GREEDY)
+    running.cancel()
+    assert len(ids(waiting)) > 0
+    engine.close()
 
 
 def test_a_client_that_fills_the_queue_keeps_nobody_out(decoder: Any) -> None:

@@ -55,8 +55,19 @@ def test_the_longest_unused_goes_first() -> None:
     prefixes = Prefixes(most_tokens=6)
     for first in (1, 2, 3):
         prefixes.add(text("a", first, first))
-    prefixes.longest("a", np.array([1]))
+    found, _ = prefixes.longest("a", np.array([1, 1]))
+    assert found
+    prefixes.use(found)
+    prefixes.longest("a", np.array([2, 5]))  # to begin alike is no use yet
     prefixes.add(text("a", 4, 4))
     assert kept(prefixes) == [[1, 1], [3, 3], [4, 4]]
     prefixes.add(text("a", *range(7)))
+    assert kept(prefixes) == [[1, 1], [3, 3], [4, 4]]
+
+
+def test_a_text_that_is_kept_already_is_used() -> None:
+    prefixes = Prefixes(most_tokens=6)
+    for first in (1, 2, 3, 1):
+        prefixes.add(text("a", first, first))
+    prefixes.add(text("a", 4, 4))
     assert kept(prefixes) == [[1, 1], [3, 3], [4, 4]]

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm.errors import CapacityError
 from llm.serve.engine.config import EngineConfig
-from llm.serve.engine.engine import Engine, affordable
+from llm.serve.engine.engine import Engine
 from llm.serve.engine.sampling import Sampling
 from llm.serve.engine.session import open_session
 from llm.serve.engine.slots import Slots
@@ -86,10 +85,3 @@ def test_an_engine_stays_within_what_it_may_hold(decoder: Any, tmp_path: Path) -
             list(text)
     assert resident(engine._slots) <= 1.5 / 9, "one full text of nine slots may be there"
     engine.close()
-
-
-def test_an_engine_holds_no_more_than_the_machine_can() -> None:
-    assert affordable(16, 1_000, token_bytes=100, free_bytes=10_000_000) == 16_000
-    assert affordable(16, 1_000, token_bytes=100, free_bytes=1_000_000) == 8_000
-    with pytest.raises(CapacityError, match=r"800 tokens of 100 bytes fit, the context is 1,000; set engine.kv_tokens"):
-        affordable(16, 1_000, token_bytes=100, free_bytes=100_000)
