@@ -160,6 +160,18 @@ def test_a_keys_limits_hold(catalogue: Catalogue, running: Any, tmp_path: Path) 
         assert http.get("/health").status_code == 200
 
 
+def test_texts_that_nobody_waits_for_are_paid_as_far_as_they_were_read(catalogue: Catalogue, running: Any, tmp_path: Path) -> None:
+    secret, line = make_key("small", tokens_per_minute=10)
+    headers = {"authorization": f"Bearer {secret}"}
+    with running(create_app(catalogue, Settings(keys=keys_file(tmp_path, line)))) as address:
+        with httpx.Client(base_url=address, headers=headers) as http:
+            body = {"model": "small", "input": [[7] * 4_000] * 60}
+            assert http.post("/v1/embeddings", json=body, headers={"X-Timeout-Seconds": "0.05"}).status_code == 504
+            refused = http.post("/v1/embeddings", json={"model": "small", "input": "x"})
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) > 60
+
+
 def test_reading_counts_too(catalogue: Catalogue, running: Any, tmp_path: Path) -> None:
     secret, line = make_key("few", requests_per_minute=3)
     headers = {"authorization": f"Bearer {secret}"}
