@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator
 
 from fastapi.responses import StreamingResponse
 
-from llm.errors import RecipeError
-from llm.serve.endpoint.errors import ApiError, asked_for, error_body
+from llm.serve.endpoint.errors import ApiError, error_body
 from llm.serve.endpoint.reply import DONE, event
 from llm.serve.observe.log import failure
 from llm.serve.observe.record import Record
@@ -31,9 +30,6 @@ async def _ended(events: AsyncIterator[str], record: Record) -> AsyncIterator[st
     except ApiError as error:
         record.late_status = error.status_code
         yield event(error_body(error.status_code, error.detail, param=error.param, code=error.code))
-    except RecipeError as error:
-        record.late_status = 400
-        yield event(error_body(400, asked_for(error)))
     except Exception as error:
         record.late_status, record.error = 500, failure(error)
         log.exception("a stream broke off")
