@@ -16,7 +16,9 @@ from llm.train.config import TrainConfig
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CODE = [line.strip() for line in README.splitlines() if line.startswith("    ")]
-COMMANDS = [line.partition("#")[0].strip() for line in CODE if line.startswith("trainyard ")] + re.findall(r"`(trainyard [^`]+)`", README)
+COMMANDS = [re.split(r"#|>>", line)[0].strip() for line in CODE if line.startswith("trainyard ")] + re.findall(
+    r"`(trainyard [^`]+)`", README
+)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command != "trainyard run"])
@@ -24,6 +26,13 @@ def test_commands_parse(command: str) -> None:
     function, bound, _ = app.parse_args(shlex.split(command)[1:], print_error=False, exit_on_error=False)
     assert callable(function)
     assert bound is not None
+
+
+def test_a_file_of_keys_is_written_before_it_is_used() -> None:
+    written = re.search(r"^    trainyard key \w+ .*>> (\w+); chmod 600 (\w+) ", README, re.MULTILINE)
+    assert written
+    assert f"--keys {written[1]}\n" in README[written.end() :]
+    assert written[1] == written[2]
 
 
 def test_commands_are_found() -> None:

@@ -69,6 +69,7 @@ class Gate:
             await _refuse(error, scope, receive, send)
         except TimeoutError:
             if visit.begun:
+                visit.record.late_status = 504
                 raise
             await _refuse(ApiError(504, "the answer took too long", code="deadline_exceeded"), scope, receive, send)
         except Exception as error:

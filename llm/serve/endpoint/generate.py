@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Submitted:
 
     served: Served
     visit: Visit
+    body: GenerationRequest
     prompts: list[list[int]]
     generations: list[Generation]
     citations: list[dict[str, Any]] | None = None  # of passages that the prompt quotes
@@ -133,37 +135,42 @@ def start(
         raise ApiError(400, f"one request may have {most} texts written", param="n" if body.candidates > 1 else param)
     check_ids(engine, [int(id) for id in body.logit_bias], param="logit_bias")
     read = read_prompts(engine, visit, prompts, param=param)
-    wanted = _wanted_tokens(engine, read, max_tokens)
-    submitted = Submitted(served, visit, read, visit.record.generations)
+    wanted = _wanted_tokens(engine, read, max_tokens, param=param)
+    submitted = Submitted(served, visit, body, read, visit.record.generations)
     visit.record.prompt_tokens = submitted.prompt_tokens
     seconds, client = service.patience_seconds(timeout_seconds), visit.record.key or visit.client
     visit.cleanup.callback(lambda: _report(service, submitted, hurried=seconds < service.settings.limits.request_seconds))
     for prompt in read:
         for choice in range(body.candidates):
             sampling = body.sampling(max_tokens=wanted, choice=choice)
-            try:
+            with _refused(body, param):
                 generation = engine.submit(prompt, sampling, top=body.top, deadline_seconds=seconds, client=client)
-            except (DataError, RecipeError) as error:
-                raise _refused(body, error) from error
             submitted.generations.append(generation)
             visit.cleanup.callback(generation.cancel)
         service.catalogue.mirror(served, prompt, sampling, key=visit.record.id)
     return submitted
 
 
-def _refused(body: GenerationRequest, error: DataError | RecipeError) -> ApiError:
-    """A search that can't be made, a prompt that can't be continued, or a form that can't be followed."""
-    form = "structured_outputs" if body.structured_outputs else "response_format"
-    param = "beams" if body.beams > 1 else "prompt" if isinstance(error, DataError) else form
-    return ApiError(400, f"{param}: {asked_for(error)}", param=param)
+@contextmanager
+def _refused(body: GenerationRequest, prompts: str = "prompt") -> Iterator[None]:
+    """Name what can't be had: a search, the continuation of a prompt, a form, or a token after penalties.
+
+    Raises: ApiError for a DataError or a RecipeError.
+    """
+    try:
+        yield
+    except (DataError, RecipeError) as error:
+        param = "beams" if body.beams > 1 else prompts if isinstance(error, DataError) else body.limiting
+        message = f"{param}: {asked_for(error)}" if param else asked_for(error)
+        raise ApiError(400, message, param=param) from error
 
 
-def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | None) -> int:
+def _wanted_tokens(engine: Engine, prompts: list[list[int]], max_tokens: int | None, *, param: str) -> int:
     longest, context = max(map(len, prompts)), engine.facts.context_tokens
     wanted = max(context - longest, 1) if max_tokens is None else max_tokens
     if longest + wanted > context:
         message = f"the context is {context} tokens; the prompt has {longest} and the answer may take {wanted}"
-        raise ApiError(400, message, param="max_tokens" if longest < context else "prompt", code="context_length_exceeded")
+        raise ApiError(400, message, param="max_tokens" if longest < context else param, code="context_length_exceeded")
     return wanted
 
 
@@ -190,12 +197,13 @@ def _silent(generation: Generation) -> bool:
     return started and generation.finish_reason == "deadline" and generation.first_token_seconds is None
 
 
-async def gathered(generations: list[Generation]) -> list[Written]:
+async def gathered(submitted: Submitted) -> list[Written]:
     """All texts, when the last is finished.
 
-    Raises: ApiError if time ran out, or the model was closed.
+    Raises: ApiError if time ran out, the model was closed, or what was asked for turned out impossible.
     """
-    return await asyncio.gather(*(_written(generation) for generation in generations))
+    with _refused(submitted.body):
+        return await asyncio.gather(*map(_written, submitted.generations))
 
 
 async def _written(generation: Generation) -> Written:
@@ -204,11 +212,11 @@ async def _written(generation: Generation) -> Written:
         text.append(chunk.text)
         tokens += chunk.tokens
         reason = chunk.finish_reason or reason
-    check_end(reason)
+    _check_end(reason)
     return Written("".join(text), tokens, reason)
 
 
-def check_end(reason: str | None) -> None:
+def _check_end(reason: str | None) -> None:
     """Raises: ApiError for an end that is no answer."""
     if reason == "deadline":
         raise ApiError(504, "the answer took too long", code="deadline_exceeded")
@@ -216,8 +224,18 @@ def check_end(reason: str | None) -> None:
         raise ApiError(503, "the model was closed before the answer was complete", code="cancelled")
 
 
-async def interleaved(generations: list[Generation]) -> AsyncIterator[tuple[int, Chunk]]:
-    """Chunks of all generations as they come, each with the place of its generation."""
+async def interleaved(submitted: Submitted) -> AsyncIterator[tuple[int, Chunk]]:
+    """Chunks of all generations as they come, each with the place of its generation.
+
+    Raises: ApiError as `gathered` does.
+    """
+    with _refused(submitted.body):
+        async for index, chunk in _arriving(submitted.generations):
+            _check_end(chunk.finish_reason)
+            yield index, chunk
+
+
+async def _arriving(generations: list[Generation]) -> AsyncIterator[tuple[int, Chunk]]:
     if len(generations) == 1:
         async for chunk in generations[0]:
             yield 0, chunk

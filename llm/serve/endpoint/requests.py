@@ -26,6 +26,7 @@ MAX_BIASED = 300
 MAX_SCHEMA_CHARACTERS = 32_768
 MAX_REGEX_CHARACTERS = 2_048
 MAX_BEAMS = 8
+LIMITING = ("logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty", "ignore_eos")
 LEAST_TEMPERATURE = 1e-3  # below it, logits divided by it may leave the numbers; the likeliest token is meant
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -214,6 +215,13 @@ class GenerationRequest(RequestModel):
     def guide(self) -> Guide | None:
         """The form that the text has to have."""
         return self.structured_outputs.guide() if self.structured_outputs else None
+
+    @property
+    def limiting(self) -> str | None:
+        """The setting by which a text may have no token to go on with; None if none limits it."""
+        if self.guide():
+            return "structured_outputs" if self.structured_outputs else "response_format"
+        return next((name for name in LIMITING if getattr(self, name) != GenerationRequest.model_fields[name].default), None)
 
     @property
     def candidates(self) -> int:

@@ -35,10 +35,10 @@ class Service:
         return cls(catalogue, settings, observer, readings, Retriever.of(settings.retrieval, catalogue))
 
     def close(self) -> None:
-        """Write out what waits; the catalogue stays open."""
+        """Write out what waits, before anything that may take long; the catalogue stays open."""
+        self.observer.close()
         if self.retriever:
             self.retriever.close()
-        self.observer.close()
 
     @property
     def ready(self) -> bool:

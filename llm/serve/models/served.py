@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from llm.serve.models.canary import Tally, place
 from llm.serve.models.config import ModelsConfig
 from llm.serve.models.rehearsal import rehearse, warm
 from llm.serve.models.release import Release, hold, verify
+
+log = logging.getLogger(__name__)
 
 
 class Served:
@@ -138,11 +141,16 @@ class Model:
 
 
 def put_away(served: Served, reason: str, store: Store) -> None:
-    """Close a version in the background after its last lease; one that was rolled back is remembered first."""
+    """Close a version in the background after its last lease; one that was rolled back is remembered first, if the store takes it."""
 
     def close() -> None:
-        if reason:
-            hold(served.release, reason, store)
-        served.close()
+        try:
+            if reason:
+                hold(served.release, reason, store)
+        except Exception as error:
+            told = "%s version %s was rolled back, but the store doesn't take that (%s: %s): a restart would try it again"
+            log.exception(told, served.model_id, served.version, type(error).__name__, error)
+        finally:
+            served.close()
 
     threading.Thread(target=close, name=f"close {served.model_id} {served.version}", daemon=True).start()

@@ -121,13 +121,13 @@ class Metrics:
         self.cached.labels(*version).inc(generation.cached_tokens)
         self.answers.labels(*version, "error" if generation.error else generation.finish_reason or "").inc()
 
-    def ended(self, route: str, model: str, status: int, seconds: float, *, broken: bool = False) -> None:
-        """A request is answered, or failed; `broken`: after its answer had begun, so that the status doesn't tell."""
+    def ended(self, route: str, model: str, status: int, seconds: float, *, outcome: int | None = None) -> None:
+        """A request is answered, or failed; `outcome` is as what, where that came after the status had gone out."""
         model = self.model(model)
         self.requests.labels(route, model, str(status)).inc()
         self.request_seconds.labels(route).observe(seconds)
-        if status >= 400 or broken:
-            self.errors.labels(error_kind(status) if status >= 400 else "internal", model).inc()
+        if (outcome or status) >= 400:
+            self.errors.labels(error_kind(outcome or status), model).inc()
 
     def happened(self, model: str, what: What) -> None:
         """A version was loaded, tried, promoted or rolled back."""

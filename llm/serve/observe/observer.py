@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from prometheus_client import start_http_server
 from starlette.types import Scope
 
-from llm.errors import CapacityError
+from llm.errors import CapacityError, RecipeError
 from llm.serve.engine.engine import Load
 from llm.serve.models.catalogue import Catalogue, Change
 from llm.serve.observe import log
@@ -71,13 +71,12 @@ class Observer:
         """The last byte of an answer is out, or its client is gone."""
         record.seconds = time.monotonic() - record.began
         record.route = _route(scope, routes)
-        record.error = record.error or next((failure(each.error) for each in record.generations if each.error), "")
+        record.error = record.error or next(map(failure, _faults(record)), "")
         record.model = self.metrics.model(record.model)
         record.version = record.version if record.model else ""
-        self.metrics.ended(record.route, record.model, record.status, record.seconds, broken=bool(record.error))
-        log.requests.log(
-            logging.ERROR if record.error or record.status >= 500 else logging.INFO, "request", extra={"facts": record.facts()}
-        )
+        self.metrics.ended(record.route, record.model, record.status, record.seconds, outcome=record.late_status)
+        level = logging.ERROR if record.error or record.outcome >= 500 else logging.INFO
+        log.requests.log(level, "request", extra={"facts": record.facts()})
         if self._spans:
             self._spans(record, {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]})
 
@@ -90,6 +89,11 @@ class Observer:
         if self._exposition:
             self._exposition.shutdown()
             self._exposition.server_close()
+
+
+def _faults(record: Record) -> Iterator[Exception]:
+    """What failed inside; that a client asked for what can't be done is no fault."""
+    return (each.error for each in record.generations if each.error and not isinstance(each.error, RecipeError))
 
 
 def _route(scope: Scope, routes: Collection[str]) -> str:

@@ -27,6 +27,7 @@ class Record:
     method: str = ""
     route: str = ""
     status: int = CLIENT_LEFT  # until an answer begins
+    late_status: int | None = None  # what an answer came to whose status had gone out by then
     key: str = ""  # the name of the key that opened the door
     model: str = ""
     version: str = ""
@@ -40,6 +41,11 @@ class Record:
     def answer_id(self) -> str:
         """Under which the client knows the answer."""
         return self.id.replace("req", "chatcmpl" if self.kind == "chat" else "cmpl", 1)
+
+    @property
+    def outcome(self) -> int:
+        """The status that tells how it ended."""
+        return self.late_status or self.status
 
     @property
     def completion_tokens(self) -> int:
@@ -70,6 +76,7 @@ class Record:
             "method": self.method,
             "route": self.route,
             "status": self.status,
+            "outcome": self.late_status,
             "key": self.key,
             "model": self.model,
             "version": self.version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm.serve.endpoint.errors import error_body
 from llm.serve.observe.log import failure
 from llm.serve.observe.observer import Observer
+from llm.serve.observe.record import CLIENT_LEFT
+
+FAILED, SHUT_DOWN = 500, 503
 
 
 class Observed:
@@ -27,25 +31,32 @@ class Observed:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record, begun = self.observer.request_began(scope), False
+        record, begun, whole = self.observer.request_began(scope), False, False
 
         async def named(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, whole
             if message["type"] == "http.response.start":
                 begun, record.status = True, message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", record.id.encode())]}
-            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last:
                 self.observer.answered(record)
             await send(message)
+            whole = whole or last
 
         try:
             await self.app(scope, receive, named)
+        except asyncio.CancelledError:
+            record.late_status = SHUT_DOWN
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a prompt
             record.error = failure(error)
             if not begun:
-                body = error_body(500, f"the server failed ({type(error).__name__}); its log says more under {record.id}")
-                await JSONResponse(body, 500)(scope, receive, named)
+                body = error_body(FAILED, f"the server failed ({type(error).__name__}); its log says more under {record.id}")
+                await JSONResponse(body, FAILED)(scope, receive, named)
         finally:
+            if begun and not whole:
+                record.late_status = record.late_status or (FAILED if record.error else CLIENT_LEFT)
             self.observer.request_ended(record, scope, self.paths)
 
     @cached_property

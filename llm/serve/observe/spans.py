@@ -59,7 +59,7 @@ def spans(provider: Any) -> Spans:
             start_time=record.began_ns,
             attributes=attributes(record),
         )
-        if record.status >= 500:
+        if record.outcome >= 500:
             span.set_status(Status(StatusCode.ERROR))
         span.end(record.began_ns + int(record.seconds * 1e9))
 
@@ -81,7 +81,7 @@ def attributes(record: Record) -> dict[str, Any]:
         "http.request.method": record.method,
         "http.route": record.route,
         "http.response.status_code": record.status,
-        "error.type": str(record.status) if record.status >= 400 else None,
+        "error.type": str(record.outcome) if record.outcome >= 400 else None,
         "trainyard.request.id": record.id,
     }
     return {name: value for name, value in found.items() if value is not None}

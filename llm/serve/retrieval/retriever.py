@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm.artifact import content_digest, describe, sha256_of
+from llm.data.document import Document
+from llm.data.sources.storage import Stored
 from llm.data.tokenizer import Tokenizer
 from llm.errors import TrainyardError
 from llm.serve.models.catalogue import Catalogue
@@ -34,6 +36,10 @@ class Found:
 
     passage: Passage
     score: float
+
+
+class Closed(Exception):
+    """The retriever is closed; what it was at ends."""
 
 
 class Retriever:
@@ -90,12 +96,12 @@ class Retriever:
     def refresh(self) -> bool:
         """Look at the folder; whether something has changed.
 
-        Raises: SourceError if it isn't there; CapacityError if it holds too much. The index stays what it was then.
+        Raises: SourceError if it isn't there; CapacityError if it holds too much; Closed. The index stays what it was then.
         """
         listed, config = documents.listed(self.config), self.config
         if {file.name: documents.content(file) for file in listed} == self._index.files:
             return False
-        found = updated(self._index, listed, config, lambda file: documents.read(config, file), self._cut, self._embed)
+        found = updated(self._index, listed, config, self._read, self._cut, self._embed)
         if found.files == self._index.files:  # what has changed can't be read
             return False
         self._index = found
@@ -105,7 +111,7 @@ class Retriever:
         return True
 
     def close(self) -> None:
-        """Stop looking for changes."""
+        """Stop looking for changes; those that are being read end with the document or the batch at hand."""
         self._closed.set()
         self._watcher.join()
         self._leases.close()
@@ -114,8 +120,19 @@ class Retriever:
         while not self._closed.wait(self.config.refresh_seconds):
             try:
                 self.refresh()
+            except Closed:
+                return
             except (TrainyardError, OSError) as error:
                 log.events.warning("documents_not_indexed", exc_info=error)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise Closed
+
+    def _read(self, file: Stored) -> Iterator[Document]:
+        for document in documents.read(self.config, file):
+            self._check_open()
+            yield document
 
     def _cut(self, text: str) -> list[tuple[int, int]]:
         config = self.config
@@ -127,5 +144,8 @@ class Retriever:
     def _embedded(self, texts: Sequence[str]) -> NDArray[np.float32]:
         assert self._embed_ids is not None
         ids = [each[: self.config.chunk_tokens] or [self._tokenizer.bos] for each in self._tokenizer.vocabulary.encode_all(texts)]
-        batches = [self._embed_ids(ids[start : start + EMBEDDED_AT_ONCE]) for start in range(0, len(ids), EMBEDDED_AT_ONCE)]
+        batches = list[NDArray[np.float32]]()
+        for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+            self._check_open()
+            batches.append(self._embed_ids(ids[start : start + EMBEDDED_AT_ONCE]))
         return np.concatenate(batches).astype(np.float32)

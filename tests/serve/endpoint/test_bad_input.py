@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from llm.serve.endpoint.requests import ChatRequest
 from llm.serve.endpoint.strict_json import MAX_DEPTH
 
 QUESTION: Any = [{"role": "user", "content": "what is it?"}]
@@ -76,7 +77,7 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {"prompt": "x", "beams": 2, "seed": 1, "top_p": 0.5, "logprobs": 1}, 400, "beams", "with top_p, seed, logprobs"),
     (CHAT, {"messages": QUESTION, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
     (CHAT, {"messages": QUESTION, "response_format": {"type": "json_schema"}}, 400, "response_format", "json_schema is given"),
-    (COMPLETIONS, {"prompt": "x", **NO_WAY_ON}, 400, None, "let the text end"),
+    (COMPLETIONS, {"prompt": "x", **NO_WAY_ON}, 400, "structured_outputs", "let the text end"),
     # too long, too many, too deep
     (COMPLETIONS, {"prompt": "x", "max_tokens": 5_000}, 400, "max_tokens", "the context is 4000 tokens"),
     (COMPLETIONS, {"prompt": [7] * 4_001, "max_tokens": 1}, 400, "prompt", "the context is 4000 tokens"),
@@ -124,7 +125,10 @@ INFER: Any = {"inputs": [{"name": "text_input", "shape": [1], "datatype": "BYTES
     [
         ("/v2/models/small/infer", INFER | {"parameters": {"temperature": 9}}, 400, "parameters.temperature"),
         ("/v2/models/small/infer", INFER | {"parameters": {"stream": True}}, 400, "parameters.stream"),
-        ("/v2/models/small/infer", INFER | {"parameters": {"temprature": 1}}, 400, "temprature"),
+        ("/v2/models/small/infer", INFER | {"parameters": {"temprature": 1}}, 400, "parameters.temprature"),
+        ("/v2/models/small/infer", INFER | {"parameters": {"max_tokens": 5_000}}, 400, "parameters.max_tokens"),
+        ("/v2/models/small/infer", INFER | {"parameters": {"beams": 2, "presence_penalty": 1}}, 400, "parameters.beams"),
+        ("/v2/models/small/infer", {"inputs": [INFER["inputs"][0] | {"data": ["☃" * 2_000]}]}, 400, "inputs"),
         ("/v2/models/small/infer", {"inputs": [INFER["inputs"][0] | {"shape": [2]}]}, 400, "inputs"),
         ("/v2/models/small/infer", {"inputs": [INFER["inputs"][0] | {"shape": [1_025], "data": ["x"] * 1_025}]}, 400, "inputs.0.data"),
         ("/v2/models/small/infer", {"inputs": [INFER["inputs"][0] | {"datatype": "FP32"}]}, 400, "inputs.0.datatype"),
@@ -203,6 +207,20 @@ def test_a_large_body_is_refused(http: httpx.Client, declared: bool) -> None:
     assert response.status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("settings", "limiting"),
+    [
+        ({"response_format": {"type": "json_object"}, "presence_penalty": 1}, "response_format"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}}, "structured_outputs"),
+        ({"frequency_penalty": 0, "presence_penalty": 1}, "presence_penalty"),
+        ({"logit_bias": {"7": -100}, "ignore_eos": True}, "logit_bias"),
+        ({"temperature": 2}, None),
+    ],
+)
+def test_what_leaves_no_token_is_named(settings: dict[str, Any], limiting: str | None) -> None:
+    assert ChatRequest.model_validate({"model": "small", "messages": QUESTION} | settings).limiting == limiting
+
+
 def test_harmless_settings_are_accepted_and_null_means_default(http: httpx.Client) -> None:
     body = {"model": "small", "messages": QUESTION, "max_tokens": 2}
     body |= {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "tools": [], "tool_choice": "auto"}
@@ -221,5 +239,5 @@ def test_a_stream_that_cannot_go_on_says_why(http: httpx.Client) -> None:
     last, done = text.strip().split("\n\n")[-2:]
     assert done == "data: [DONE]"
     error = json.loads(last.removeprefix("data: "))["error"]
-    assert (error["type"], error["param"]) == ("invalid_request_error", None)
+    assert (error["type"], error["param"]) == ("invalid_request_error", "structured_outputs")
     assert "let the text end" in error["message"]

@@ -17,15 +17,17 @@ import pytest
 from scipy.stats import binom
 
 from llm.artifact import Store
-from llm.errors import ArtifactError, PromotionError, RecipeError
+from llm.errors import ArtifactError, CapacityError, PromotionError, RecipeError
 from llm.registry import of_store
+from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 from llm.serve.engine.generation import Event, Finished
 from llm.serve.engine.sampling import Sampling
 from llm.serve.engine.session import BAD_GRAPH
 from llm.serve.models.catalogue import Catalogue, UnknownModel
 from llm.serve.models.config import ModelsConfig
-from llm.serve.models.served import Delay, Served
+from llm.serve.models.release import Release
+from llm.serve.models.served import Delay, Served, put_away
 from llm.serve.models.spec import ModelSpec
 from tests.serve.models.conftest import FRAGILE_FROM, NAME, Publish
 
@@ -127,6 +129,16 @@ def test_a_version_that_fails_is_rolled_back_and_not_tried_again(publish: Publis
     until(lambda: what(again, "3") == ["on trial"])
     assert what(again, "2") == []
     again.close()
+
+
+def test_a_version_that_can_not_be_remembered_is_closed_all_the_same(folder: Path, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(folder, model_id=NAME, config=EngineConfig(threads=1))
+    (store.root / "serve").write_text("no folder")
+    put_away(Served(engine, Release(NAME, "2", folder, "digest")), "it fails", store)
+    until(lambda: not any(thread.name == f"close {NAME} 2" for thread in threading.enumerate()))
+    with pytest.raises(CapacityError, match="engine is closed"):
+        engine.submit([40], SHORT)
+    assert f"{NAME} version 2 was rolled back, but the store doesn't take that (FileExistsError" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["graph", "extra file", "gone"])

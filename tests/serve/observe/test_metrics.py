@@ -121,7 +121,8 @@ def test_two_servers_in_one_process_count_apart() -> None:
 def test_errors_have_a_kind(status: int, kind: str) -> None:
     metrics = Metrics()
     metrics.ended("/v1/completions", "", status, 0.1)
-    assert read(metrics)("trainyard_errors_total", kind=kind, model="") == 1
+    metrics.ended("/v1/completions", "", 200, 0.1, outcome=status)
+    assert read(metrics)("trainyard_errors_total", kind=kind, model="") == 2
 
 
 def test_the_process_is_measured() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -16,13 +17,18 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message, Receive, Scope, Send
 
 from llm.serve.endpoint.app import create_app
 from llm.serve.endpoint.config import Settings
 from llm.serve.endpoint.keys import make_key
+from llm.serve.engine.config import EngineConfig
+from llm.serve.engine.engine import Engine
 from llm.serve.models.catalogue import Catalogue
 from llm.serve.observe import log, segments
 from llm.serve.observe.observer import Observer
+from llm.serve.observe.record import PLACE, Record
+from llm.serve.observe.requests import Observed
 
 CANARIES = [f"canary{number}ZuxQ9vLd8KpW3sRt7" for number in range(8)]
 
@@ -144,8 +150,95 @@ def test_a_client_that_leaves_is_in_the_books(serving: Callable[..., Any], logge
             next(answer.iter_lines())
         while not lines(logged):
             pass
-    (line,) = lines(logged)
-    assert (line["status"], line["finish_reason"], line["route"]) == (200, "cancelled", "/v1/completions")
+        assert figures(client)("trainyard_errors_total", kind="client_left") == 1
+    line = lines(logged)[0]
+    assert (line["status"], line["outcome"], line["level"]) == (200, 499, "info")
+    assert (line["finish_reason"], line["route"]) == ("cancelled", "/v1/completions")
+
+
+ENDLESS: Any = {"max_tokens": 3_000, "ignore_eos": True}
+IMPOSSIBLE: Any = {"structured_outputs": {"regex": "a{0}"}, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_client_made_impossible_is_its_own_error(serving: Callable[..., Any], logged: io.StringIO, stream: bool) -> None:
+    with serving() as client:
+        answer = complete(client, **IMPOSSIBLE, stream=stream)
+        total = figures(client)
+    line = lines(logged)[0]
+    assert answer.status_code == line["status"] == (200 if stream else 400)
+    assert (line.get("outcome", 400), line["level"], "error" in line) == (400, "info", False)
+    assert total("trainyard_errors_total", kind="invalid_request") == total("trainyard_errors_total") == 1
+
+
+def test_a_stream_whose_time_runs_out_is_an_error(serving: Callable[..., Any], logged: io.StringIO) -> None:
+    with serving() as client:
+        client.headers["X-Timeout-Seconds"] = "0.2"
+        assert "deadline_exceeded" in complete(client, **ENDLESS, stream=True).text
+        total = figures(client)
+    line = lines(logged)[0]
+    assert (line["status"], line["outcome"], line["level"]) == (200, 504, "error")
+    assert total("trainyard_errors_total", kind="deadline") == total("trainyard_errors_total") == 1
+
+
+def test_a_stream_whose_engine_closes_is_an_error(folder: Path, running: Any, logged: io.StringIO) -> None:
+    engine = Engine(folder, model_id="small", config=EngineConfig(threads=1))
+    body = {"model": "small", "prompt": "a", "stream": True, **ENDLESS}
+    with running(create_app(Catalogue.of(engine))) as address, httpx.Client(base_url=address, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            parts = answer.iter_lines()
+            next(parts)
+            engine.close()
+            assert '"cancelled"' in "".join(parts)
+        total = figures(client)
+    line = lines(logged)[0]
+    assert (line["status"], line["outcome"], line["level"]) == (200, 503, "error")
+    assert total("trainyard_errors_total", kind="unavailable") == total("trainyard_errors_total") == 1
+
+
+def test_a_stream_that_fails_inside_is_an_error(serving: Callable[..., Any], logged: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no usage")
+
+    with serving() as client:
+        monkeypatch.setattr("llm.serve.endpoint.routes.chat.usage_of", fail)
+        assert "server_error" in chat(client, stream=True, stream_options={"include_usage": True}).text
+        total = figures(client)
+    line = lines(logged)[0]
+    assert (line["status"], line["outcome"], line["level"]) == (200, 500, "error")
+    assert "ValueError at" in line["error"]
+    assert total("trainyard_errors_total", kind="internal") == total("trainyard_errors_total") == 1
+
+
+def test_a_client_that_waits_for_the_whole_answer_has_not_left(serving: Callable[..., Any], logged: io.StringIO) -> None:
+    with serving() as client:
+        for stream in (False, True) * 20:
+            chat(client, stream=stream, max_tokens=1)
+        assert math.isnan(figures(client)("trainyard_errors_total"))
+    assert not any("outcome" in line for line in lines(logged))
+
+
+def test_a_request_that_the_server_cuts_off_is_no_client_that_left() -> None:
+    observer, record = Observer(), Record()
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()
+
+    async def cut_off() -> None:
+        begun = asyncio.Event()
+
+        async def send(_: Message) -> None:
+            begun.set()
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], PLACE: record}
+        request = asyncio.ensure_future(Observed(endless, observer, ())(scope, asyncio.Event().wait, send))  # type: ignore[arg-type]
+        await begun.wait()
+        request.cancel()
+        await asyncio.wait({request})
+
+    asyncio.run(cut_off())
+    assert (record.status, record.outcome) == (200, 503)
 
 
 def test_secrets_are_in_no_line_and_no_label(serving: Callable[..., Any], logged: io.StringIO, tmp_path: Path) -> None:

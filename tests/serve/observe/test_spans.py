@@ -94,9 +94,10 @@ def test_a_span_hangs_below_its_callers(write: Spans, exporter: InMemorySpanExpo
 def test_a_failure_is_one(write: Spans, exporter: InMemorySpanExporter) -> None:
     write(Record(method="POST", route="/v1/completions", status=503), {})
     write(Record(method="POST", route="/v1/completions", status=400), {})
-    failed, refused = exporter.get_finished_spans()
-    assert (failed.status.status_code, refused.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
-    assert dict(failed.attributes or {})["error.type"] == "503"
+    write(Record(method="POST", route="/v1/completions", status=200, late_status=504), {})
+    failed, refused, late = exporter.get_finished_spans()
+    assert [each.status.status_code for each in (failed, refused, late)] == [StatusCode.ERROR, StatusCode.UNSET, StatusCode.ERROR]
+    assert [dict(each.attributes or {})["error.type"] for each in (failed, late)] == ["503", "504"]
 
 
 @pytest.mark.parametrize(

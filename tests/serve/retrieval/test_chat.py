@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from llm.errors import SourceError
 from llm.serve.endpoint.app import create_app
 from llm.serve.endpoint.config import Settings
+from llm.serve.endpoint.service import Service
+from llm.serve.engine.engine import Engine
 from llm.serve.models.catalogue import Catalogue
+from llm.serve.observe.observer import Observer
+from llm.serve.retrieval.config import RetrievalConfig
 from llm.serve.retrieval.context import INTRODUCTION
+from llm.serve.retrieval.retriever import Retriever
 
 CONTEXT_TOKENS = 4_000
 
@@ -106,3 +117,27 @@ def test_a_server_without_documents_says_so(http: httpx.Client) -> None:
 def test_a_folder_that_is_missing_stops_the_start(catalogue: Catalogue, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         create_app(catalogue, Settings.model_validate({"retrieval": {"documents": str(tmp_path / "missing")}}))
+
+
+def test_what_is_observed_is_written_out_before_documents_are_waited_for(catalogue: Catalogue, engine: Engine, documents: Path) -> None:
+    exported, watched, at_work, found = threading.Event(), threading.Event(), threading.Event(), Queue[bool]()
+
+    class Exporter(InMemorySpanExporter):
+        def shutdown(self) -> None:
+            exported.set()
+
+    def embed(ids: list[list[int]]) -> np.ndarray:
+        if watched.is_set():
+            at_work.set()
+            found.put(exported.wait(5))
+        return np.ones((len(ids), 1), np.float32)
+
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Exporter()))
+    settings = RetrievalConfig(documents=str(documents), kind="embedding", refresh_seconds=0.05)
+    retriever = Retriever(settings, engine.tokenizer, embed=embed)
+    watched.set()
+    (documents / "later.md").write_text("The ferry leaves at six.")
+    assert at_work.wait(20)
+    Service(catalogue, Settings(), Observer(provider=provider), threading.Semaphore(), retriever).close()
+    assert found.get(timeout=20)

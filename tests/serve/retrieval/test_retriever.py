@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -175,6 +177,28 @@ def test_too_much_is_refused_and_what_was_there_stays(opened: Opened, folder: Pa
     with pytest.raises(CapacityError, match="max_bytes"):
         retriever.refresh()
     assert retriever.search("crane Oskarsund", 1)
+
+
+def test_closing_waits_for_one_batch_at_most(opened: Opened, folder: Path) -> None:
+    watched, closings = threading.Event(), Queue[threading.Thread]()
+
+    def embed(ids: list[list[int]]) -> np.ndarray:
+        if watched.is_set():
+            closing = threading.Thread(target=retriever.close)
+            closing.start()
+            closing.join(0.2)  # it has begun by then, and waits for this batch
+            closings.put(closing)
+        return letters(ids)
+
+    retriever = opened(embed, kind="embedding", chunk_tokens=64, refresh_seconds=0.05)
+    (folder.parent / "large.txt").write_text("\n\n".join("The ferry leaves at six. " * 8 for _ in range(200)))
+    watched.set()
+    (folder.parent / "large.txt").rename(folder / "large.txt")
+    closing = closings.get(timeout=20)
+    closing.join(20)
+    assert not closing.is_alive()
+    assert closings.empty(), "no batch came after"
+    assert not any("ferry" in each.text for each in retriever.passages)
 
 
 def test_the_folder_is_followed_without_being_asked(opened: Opened, folder: Path) -> None:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import ChatCompletion, streamed
-from llm.serve.endpoint.generate import Submitted, Written, chat_ids, check_end, gathered, interleaved, start
+from llm.serve.endpoint.generate import Submitted, Written, chat_ids, gathered, interleaved, start
 from llm.serve.endpoint.reply import Reply, chat_logprobs, usage_of
 from llm.serve.endpoint.requests import ChatRequest
 from llm.serve.endpoint.service import Service
@@ -31,8 +31,8 @@ def chat(service: Service) -> APIRouter:
         """Answer a conversation."""
         submitted = await run_in_threadpool(_start, service, visit_of(request), body, timeout)
         if body.stream:
-            return EventStream(_events(submitted, body))
-        whole = partial(_whole, submitted, body, await gathered(submitted.generations))
+            return EventStream(_events(submitted, body), submitted.visit.record)
+        whole = partial(_whole, submitted, body, await gathered(submitted))
         return await run_in_threadpool(whole) if body.logprobs else whole()  # it may be long
 
     return router
@@ -64,8 +64,7 @@ async def _events(submitted: Submitted, body: ChatRequest) -> AsyncIterator[str]
     reply = Reply.to(submitted, chat=True)
     for index in range(len(submitted.generations)):
         yield reply.part([reply.opening(index)], more=_cited(submitted) if index == 0 else {})
-    async for index, chunk in interleaved(submitted.generations):
-        check_end(chunk.finish_reason)
+    async for index, chunk in interleaved(submitted):
         if chunk.text or chunk.finish_reason or body.logprobs:
             logprobs = chat_logprobs(submitted.engine, list(chunk.tokens)) if body.logprobs else None
             yield reply.part([reply.delta(index, chunk.text, chunk.finish_reason, logprobs)])

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from llm.serve.endpoint.answers import Completion, streamed
-from llm.serve.endpoint.generate import Submitted, Written, check_end, gathered, interleaved, start
+from llm.serve.endpoint.generate import Submitted, Written, gathered, interleaved, start
 from llm.serve.endpoint.reading import read_each
 from llm.serve.endpoint.reply import Offsets, Reply, completion_logprobs, joined, usage_of
 from llm.serve.endpoint.requests import CompletionRequest
@@ -35,8 +35,8 @@ def completions(service: Service) -> APIRouter:
         submitted = await run_in_threadpool(_start, service, visit_of(request), body, timeout)
         read = await _read(service, submitted, body, timeout)
         if body.stream:
-            return EventStream(_events(submitted, body, read))
-        whole = partial(_whole, submitted, body, read, await gathered(submitted.generations))
+            return EventStream(_events(submitted, body, read), submitted.visit.record)
+        whole = partial(_whole, submitted, body, read, await gathered(submitted))
         return whole() if body.logprobs is None and not body.echo else await run_in_threadpool(whole)  # it may be long
 
     return router
@@ -101,8 +101,7 @@ async def _events(submitted: Submitted, body: CompletionRequest, read: list[Writ
             echo = read[index // body.candidates]
             yield await run_in_threadpool(part, index, echo.text, echo.tokens, None)
             offsets[index].end()
-    async for index, chunk in interleaved(submitted.generations):
-        check_end(chunk.finish_reason)
+    async for index, chunk in interleaved(submitted):
         if chunk.text or chunk.finish_reason or body.logprobs is not None:
             yield part(index, chunk.text, list(chunk.tokens), chunk.finish_reason)
     if body.include_usage:

@@ -45,8 +45,7 @@ def embeddings(service: Service) -> APIRouter:
         """A unit vector for each input."""
         visit = visit_of(request)
         engine, rows = await run_in_threadpool(_start, service, visit, body)
-        vectors = await read_each(service, visit, rows, partial(_vector, engine, body.dimensions), timeout_seconds=timeout)
-        visit.record.prompt_tokens = sum(map(len, rows))
+        vectors = await read_each(service, visit, rows, partial(_vector, visit, engine, body.dimensions), timeout_seconds=timeout)
         return await run_in_threadpool(_whole, body, vectors, visit.record.prompt_tokens)
 
     return router
@@ -63,7 +62,8 @@ def _start(service: Service, visit: Visit, body: EmbeddingRequest) -> tuple[Engi
     return engine, rows
 
 
-def _vector(engine: Engine, dimensions: int | None, row: list[int]) -> np.ndarray:
+def _vector(visit: Visit, engine: Engine, dimensions: int | None, row: list[int]) -> np.ndarray:
+    visit.record.prompt_tokens += len(row)  # now, so that who leaves pays for it
     try:
         vector: np.ndarray = engine.embed([row])[0]
     except ArtifactError as error:

@@ -5,6 +5,8 @@ Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -23,6 +25,7 @@ from llm.serve.endpoint.wire import StrictRoute, TimeoutSeconds
 INPUT, OUTPUT = "text_input", "text_output"
 DEFAULT_TOKENS = 16
 MAX_TEXTS = 1_024
+SETTINGS = frozenset(GenerationRequest.model_fields) - {"model"}
 Scalar = bool | int | float | str
 
 
@@ -159,8 +162,9 @@ def kserve(service: Service) -> APIRouter:
     async def infer(model: str, body: InferRequest, request: Request, timeout: TimeoutSeconds = None) -> dict[str, Any]:
         """Continue each prompt."""
         visit = visit_of(request)
-        submitted = await run_in_threadpool(_start, service, visit, model, body, timeout)
-        texts = [written.text for written in await gathered(submitted.generations)]
+        with _placed():
+            submitted = await run_in_threadpool(_start, service, visit, model, body, timeout)
+            texts = [written.text for written in await gathered(submitted)]
         output = {"name": OUTPUT, "datatype": "BYTES", "shape": [len(texts)], "data": texts}
         return {"model_name": model, "model_version": submitted.served.version, "id": body.id or visit.record.id, "outputs": [output]}
 
@@ -173,6 +177,17 @@ def _start(service: Service, visit: Visit, model: str, body: InferRequest, timeo
     max_tokens = DEFAULT_TOKENS if settings.max_tokens is None else settings.max_tokens
     texts = body.inputs[0].data
     return start(service, served, visit, settings, texts, max_tokens=max_tokens, timeout_seconds=timeout_seconds, param="inputs")
+
+
+@contextmanager
+def _placed() -> Iterator[None]:
+    """Have an error name a parameter by its place in the request."""
+    try:
+        yield
+    except ApiError as error:
+        if error.code == "unknown_parameter" or error.param in SETTINGS:
+            error.param = f"parameters.{error.param}"
+        raise
 
 
 def _settings(model: str, parameters: dict[str, Scalar]) -> GenerationRequest:
