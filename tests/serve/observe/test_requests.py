@@ -17,10 +17,12 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llm.serve.endpoint import gate
 from llm.serve.endpoint.app import create_app
-from llm.serve.endpoint.config import Settings
+from llm.serve.endpoint.config import LimitsConfig, Settings
+from llm.serve.endpoint.gate import Gate, Traffic
 from llm.serve.endpoint.keys import make_key
 from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
@@ -218,27 +220,47 @@ def test_a_client_that_waits_for_the_whole_answer_has_not_left(serving: Callable
     assert not any("outcome" in line for line in lines(logged))
 
 
-def test_a_request_that_the_server_cuts_off_is_no_client_that_left() -> None:
-    observer, record = Observer(), Record()
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application whose answer begins and never ends."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await asyncio.Event().wait()
 
-    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await asyncio.Event().wait()
 
-    async def cut_off() -> None:
-        begun = asyncio.Event()
+def begun(app: ASGIApp, *, then_cancel: bool) -> Record:
+    """The record of a request whose answer began and wasn't finished."""
+    record, headers = Record(), [(b"host", b"localhost")]
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "query_string": b"", "headers": headers, PLACE: record}
+
+    async def request() -> None:
+        started, bodies = asyncio.Event(), iter([{"type": "http.request"}])
+
+        async def receive() -> Message:
+            return next(bodies, None) or await asyncio.Event().wait()  # type: ignore[return-value]
 
         async def send(_: Message) -> None:
-            begun.set()
+            started.set()
 
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], PLACE: record}
-        request = asyncio.ensure_future(Observed(endless, observer, ())(scope, asyncio.Event().wait, send))  # type: ignore[arg-type]
-        await begun.wait()
-        request.cancel()
-        await asyncio.wait({request})
+        answering = asyncio.ensure_future(Observed(app, Observer(), ())(scope, receive, send))
+        await started.wait()
+        if then_cancel:
+            answering.cancel()
+        await asyncio.wait({answering})
 
-    asyncio.run(cut_off())
-    assert (record.status, record.outcome) == (200, 503)
+    asyncio.run(request())
+    return record
+
+
+def test_an_answer_that_the_server_cuts_off_is_no_client_that_left() -> None:
+    record = begun(endless, then_cancel=True)
+    assert (record.status, record.outcome, record.error) == (200, 503, "")
+
+
+def test_an_answer_that_outlives_every_limit_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "GRACE_SECONDS", 0)
+    settings = Settings(limits=LimitsConfig(request_seconds=0.2))
+    record = begun(Gate(endless, settings=settings, keyring=None, traffic=Traffic(), open_paths=frozenset()), then_cancel=False)
+    assert (record.status, record.outcome) == (200, 504)
+    assert record.error.startswith("TimeoutError at")
 
 
 def test_secrets_are_in_no_line_and_no_label(serving: Callable[..., Any], logged: io.StringIO, tmp_path: Path) -> None:
