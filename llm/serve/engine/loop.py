@@ -164,6 +164,8 @@ class Loop:
         """What fails in here fails this row or search, and nothing beside it."""
         try:
             yield
+        except RecipeError as error:  # what was asked for can't be had
+            self._fail_alone(one, error)
         except Exception as error:
             log.exception("a generation failed")
             self._fail_alone(one, error)
