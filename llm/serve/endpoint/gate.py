@@ -1,7 +1,8 @@
 """What every request passes before the application sees it: name, key, limits, body, and who is still listening.
 
-A plain ASGI layer, so that a refusal costs microseconds, a place is taken before the body is read, and it is given back
-when the last byte of a stream is out or the client has left, whatever happens in between.
+A plain ASGI layer, so that a refusal costs microseconds, and a place is taken before the body is read. It is given back,
+and the answer is charged, just before the last byte goes out, so that whoever has read an answer whole meets books that
+know of it; or when the client has left, whatever happens in between.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Gate:
         elif scope["type"] == "http":
             visit = begin(scope)
             with closing(visit.cleanup):
-                await self._answer(scope, receive, _marked(send), visit)
+                await self._answer(scope, receive, _marked(send, visit), visit)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
         try:
@@ -210,14 +211,16 @@ def _replay(body: bytes, left: asyncio.Future[None]) -> Receive:
     return receive
 
 
-def _marked(send: Send) -> Send:
-    """`send` that adds what every answer carries."""
+def _marked(send: Send, visit: Visit) -> Send:
+    """`send` that adds what every answer carries, and ends the visit before the last byte."""
 
     async def marked(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
+        elif not message.get("more_body", False):
+            visit.cleanup.close()
         await send(message)
 
     return marked

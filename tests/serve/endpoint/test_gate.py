@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm.serve.endpoint.app import create_app
 from llm.serve.endpoint.config import LimitsConfig, Settings
+from llm.serve.endpoint.gate import Gate, Traffic
 from llm.serve.endpoint.keys import make_key
+from llm.serve.endpoint.stream import EventStream
+from llm.serve.endpoint.visit import PLACE as VISIT
 from llm.serve.models.catalogue import Catalogue
 from tests.serve.endpoint import raw
 
@@ -167,6 +173,40 @@ def test_a_keys_limits_hold(catalogue: Catalogue, running: Any, tmp_path: Path) 
         assert refused.status_code == 429
         assert 60 < int(refused.headers["retry-after"]) < 600
         assert http.get("/health").status_code == 200
+
+
+async def whole(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse({})(scope, receive, send)
+
+
+async def streamed(scope: Scope, receive: Receive, send: Send) -> None:
+    async def events() -> AsyncIterator[str]:
+        yield "data: 1\n\n"
+
+    await EventStream(events(), scope[VISIT])(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("app", "places"),
+    [
+        (whole, [(b"status", 1), (b"{}", 0)]),
+        (streamed, [(b"status", 1), (b"data: 1\n\n", 1), (b"data: [DONE]\n\n", 0), (b"", 0)]),
+    ],
+)
+def test_whoever_has_read_an_answer_finds_its_place_given_back(app: ASGIApp, places: list[tuple[bytes, int]]) -> None:
+    traffic, seen = Traffic(), []
+
+    async def send(message: Message) -> None:
+        seen.append((message.get("body", b"status"), traffic.running))
+
+    async def ask() -> None:
+        request, headers = asyncio.Queue[Message](), [(b"host", b"localhost"), (b"content-length", b"1")]
+        request.put_nowait({"type": "http.request"})
+        scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+        await Gate(app, settings=Settings(), keyring=None, traffic=traffic, open_paths=frozenset())(scope, request.get, send)
+
+    asyncio.run(ask())
+    assert seen == places
 
 
 def test_texts_that_nobody_waits_for_are_paid_as_far_as_they_were_read(catalogue: Catalogue, running: Any, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def chat(service: Service) -> APIRouter:
         """Answer a conversation."""
         submitted = await run_in_threadpool(_start, service, visit_of(request), body, timeout)
         if body.stream:
-            return EventStream(_events(submitted, body), submitted.visit.record)
+            return EventStream(_events(submitted, body), submitted.visit)
         whole = partial(_whole, submitted, body, await gathered(submitted))
         return await run_in_threadpool(whole) if body.logprobs else whole()  # it may be long
 

@@ -35,7 +35,7 @@ def completions(service: Service) -> APIRouter:
         submitted = await run_in_threadpool(_start, service, visit_of(request), body, timeout)
         read = await _read(service, submitted, body, timeout)
         if body.stream:
-            return EventStream(_events(submitted, body, read), submitted.visit.record)
+            return EventStream(_events(submitted, body, read), submitted.visit)
         whole = partial(_whole, submitted, body, read, await gathered(submitted))
         return whole() if body.logprobs is None and not body.echo else await run_in_threadpool(whole)  # it may be long
 
