@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Traffic:
-    """How many requests are in work, and whether the server is about to end."""
+    """How many requests there are, and whether the server is about to end."""
 
-    running: int = 0
+    running: int = 0  # in work
+    open: int = 0  # in work, or whose last byte still waits for a client that reads slowly
     draining: bool = False
 
 
@@ -57,8 +58,12 @@ class Gate:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             visit = begin(scope)
-            with closing(visit.cleanup):
-                await self._answer(scope, receive, _marked(send, visit), visit)
+            self.traffic.open += 1
+            try:
+                with closing(visit.cleanup):
+                    await self._answer(scope, receive, _marked(send, visit), visit)
+            finally:
+                self.traffic.open -= 1
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
         try:

@@ -125,6 +125,6 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
         traffic = self.service.traffic
-        if traffic.draining and (traffic.running == 0 or time.monotonic() > self._drained_at):
+        if traffic.draining and (traffic.open == 0 or time.monotonic() > self._drained_at):
             self.should_exit = True
         return await super().on_tick(counter)

@@ -187,17 +187,18 @@ async def streamed(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize(
-    ("app", "places"),
+    ("app", "running"),
     [
-        (whole, [(b"status", 1), (b"{}", 0)]),
-        (streamed, [(b"status", 1), (b"data: 1\n\n", 1), (b"data: [DONE]\n\n", 0), (b"", 0)]),
+        (whole, {b"status": 1, b"{}": 0}),
+        (streamed, {b"status": 1, b"data: 1\n\n": 1, b"data: [DONE]\n\n": 0, b"": 0}),
     ],
 )
-def test_whoever_has_read_an_answer_finds_its_place_given_back(app: ASGIApp, places: list[tuple[bytes, int]]) -> None:
-    traffic, seen = Traffic(), []
+def test_whoever_has_read_an_answer_finds_its_place_given_back_while_a_drain_waits(app: ASGIApp, running: dict[bytes, int]) -> None:
+    traffic, seen = Traffic(), {}
 
     async def send(message: Message) -> None:
-        seen.append((message.get("body", b"status"), traffic.running))
+        assert traffic.open == 1
+        seen[message.get("body", b"status")] = traffic.running
 
     async def ask() -> None:
         request, headers = asyncio.Queue[Message](), [(b"host", b"localhost"), (b"content-length", b"1")]
@@ -206,7 +207,7 @@ def test_whoever_has_read_an_answer_finds_its_place_given_back(app: ASGIApp, pla
         await Gate(app, settings=Settings(), keyring=None, traffic=traffic, open_paths=frozenset())(scope, request.get, send)
 
     asyncio.run(ask())
-    assert seen == places
+    assert (seen, traffic.open) == (running, 0)
 
 
 def test_texts_that_nobody_waits_for_are_paid_as_far_as_they_were_read(catalogue: Catalogue, running: Any, tmp_path: Path) -> None:

@@ -54,21 +54,26 @@ def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
         server.wait()
 
 
+def running_line(metrics: str) -> str:
+    """The line that tells how many answers are being written."""
+    return next((line for line in metrics.splitlines() if line.startswith("trainyard_num_requests_running{")), "")
+
+
 def test_sigterm_lets_running_answers_finish_and_refuses_others(folder: Path) -> None:
     with serving(folder) as (server, address):
         texts: list[str] = []
 
         def ask() -> None:
-            answer = httpx.post(f"{address}/v1/completions", json=LONG | {"max_tokens": 1_500}, timeout=60)
+            answer = httpx.post(f"{address}/v1/completions", json=LONG, timeout=60)
             texts.append(answer.json()["choices"][0]["text"])
 
         asking = threading.Thread(target=ask)
         with httpx.Client(base_url=address) as kept, raw.connect(address) as stream:
             assert kept.get("/ready").status_code == 200
-            stream.sendall(raw.post("/v1/completions", LONG | {"max_tokens": 1_500, "stream": True}))
-            stream.recv(100)
+            stream.sendall(raw.post("/v1/completions", LONG | {"stream": True}))
             asking.start()
-            time.sleep(0.2)
+            while " 2.0" not in running_line(kept.get("/metrics").text):
+                time.sleep(0.01)
             os.kill(server.pid, signal.SIGTERM)
             while kept.get("/ready").status_code == 200:
                 time.sleep(0.01)
