@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from llm.serve.engine.guide import Guides
 from llm.serve.engine.loop import Loop, scored
 from llm.serve.engine.memory import Room, affordable, available_bytes
 from llm.serve.engine.prefixes import Prefixes
-from llm.serve.engine.sampling import Guide, Sampling, log_softmax
+from llm.serve.engine.sampling import Guide, Sampling, check_finite, log_softmax
 from llm.serve.engine.session import graph_file, open_session
 from llm.serve.engine.slots import Slots, token_bytes
 from llm.serve.engine.speculation import Draft
@@ -136,15 +137,18 @@ class Engine:
         return generation
 
     def score(self, prompt: list[int], *, top: int) -> list[Scored]:
-        """How likely each token of the prompt was after those before it."""
+        """How likely each token of the prompt was after those before it.
+
+        Raises: ArtifactError if the model's logits aren't finite; DataError for a prompt that isn't the model's.
+        """
         self._check(prompt)
         answer = [Scored(prompt[0])]
-        with self._reading:
+        with self._only_reading():
             for start, chunk in self._chunks(prompt):
                 logits_TV = self._loop.call(partial(self._slots.read, self._spare, chunk, start, rows=np.arange(len(chunk))))
+                check_finite(logits_TV)
                 following = prompt[start + 1 : start + 1 + len(chunk)]
                 answer += [scored(id, log_softmax(logits_V), top) for logits_V, id in zip(logits_TV, following, strict=False)]
-            self._loop.call(partial(self._slots.free, self._spare))
         return answer
 
     def embed(self, texts: list[list[int]]) -> np.ndarray:
@@ -153,11 +157,19 @@ class Engine:
 
     def _embedding(self, text: list[int]) -> np.ndarray:
         self._check(text)
-        with self._reading:
+        with self._only_reading():
             states = [self._loop.call(partial(self._slots.hidden, self._spare, chunk, start)) for start, chunk in self._chunks(text)]
-            self._loop.call(partial(self._slots.free, self._spare))
         mean = np.concatenate(states).mean(axis=0)
         return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+    @contextmanager
+    def _only_reading(self) -> Iterator[None]:
+        """Have the spare slot."""
+        with self._reading:
+            try:
+                yield
+            finally:
+                self._loop.call(partial(self._slots.free, self._spare))
 
     def _chunks(self, tokens: list[int]) -> Iterator[tuple[int, list[int]]]:
         """Pieces between which generations go on."""

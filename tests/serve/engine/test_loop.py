@@ -165,6 +165,15 @@ def test_a_search_whose_logits_are_not_finite_fails_alone(partly_broken: Path) -
     engine.close()
 
 
+def test_a_prompt_whose_logits_are_not_finite_has_no_score(partly_broken: Path) -> None:
+    engine = Engine(partly_broken, model_id="m", config=EngineConfig(threads=1))
+    alone = engine.score([6, 8], top=0)
+    with pytest.raises(ArtifactError, match="logits aren't finite"):
+        engine.score([6, 7], top=0)
+    assert engine.score([6, 8], top=0) == alone
+    engine.close()
+
+
 @pytest.mark.parametrize("top", [None, 2])
 def test_the_id_that_ends_a_text_is_a_token_that_says_nothing(served: Engine, decoder: Any, top: int | None) -> None:
     end, prompt = served.tokenizer.eos, a_prompt(58, 6)
