@@ -19,7 +19,8 @@ from llm.serve.engine.config import EngineConfig
 from llm.serve.engine.engine import Engine
 from llm.serve.models.catalogue import Catalogue
 
-LONG = [pytest.param(1_500, seed, marks=[pytest.mark.long, pytest.mark.timeout(3_600)], id=f"long-{seed}") for seed in range(4)]
+SEEDS = range(5)  # about 24,500 requests each
+LONG = [pytest.param(1_500, seed, marks=[pytest.mark.long, pytest.mark.timeout(3_600)], id=f"long-{seed}") for seed in SEEDS]
 CONFIG = """
 [dictionaries.models]
 values = ["small"]
