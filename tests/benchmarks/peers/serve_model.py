@@ -27,9 +27,9 @@ ROWS = 2  # of a step: 200 steps take two to three minutes on two cores
 CARD: dict[str, Any] = {"name": "serving", "metadata": {}, "facts": {}, "properties": {}}
 
 
-def texts() -> list[str]:
+def texts(most: int | None) -> list[str]:
     """Sources of the standard library."""
-    return [path.read_text(errors="ignore") for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:80]]
+    return [path.read_text(errors="ignore") for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:most]]
 
 
 def learn(model: Decoder, tokens: np.ndarray, steps: int) -> None:
@@ -51,7 +51,7 @@ folder, sizes, vocab_size, steps = json.loads(sys.argv[1]).values()
 torch.manual_seed(0)
 out = Path(folder)
 out.mkdir(parents=True, exist_ok=True)
-sources = texts()
+sources = texts(80 if steps else None)  # a model that learns nothing here has the larger vocabulary
 (out / "tokenizer.model").write_bytes(train(sources, TokenizeConfig(vocab_size=vocab_size, row_tokens=32)))
 tokenizer = Tokenizer.load(out / "tokenizer.model")
 model = Decoder(DecoderConfig(**sizes), vocab_size)
