@@ -3,7 +3,8 @@
 The exported graph returns past and new keys joined, which copies the whole cache at every step. Here the attention of each
 layer becomes onnxruntime's GroupQueryAttention: it writes new keys and values into a buffer that is past and present at
 once, and every row of a batch has a length of its own without padding. Rotary positions, a dozen small operators per layer,
-become part of it. The head reads only positions that are asked for.
+become part of it, and it reads queries, keys and values as their one product leaves them. The head reads only positions that
+are asked for.
 
     input_ids, position_ids [batch, sequence], past_key_values.{i}.key|value [batch, kv_heads, capacity, head_dim],
     seqlens_k [batch] (a row's length with its new tokens, less one), total_sequence_length (of the longest row),
@@ -26,6 +27,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnx.reference import ReferenceEvaluator
 
 from llm.errors import ArtifactError
+from llm.serve.engine.products import drop_unread, merge_products
 
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64
 MICROSOFT = "com.microsoft"
@@ -51,6 +53,7 @@ class Layer:
 
     name: str
     attention: NodeProto
+    answer: str  # what its output is joined to, [batch, sequence, num_heads · head_dim]; "" if it is read otherwise
     joined: tuple[NodeProto, NodeProto]  # past and new keys, past and new values
     rotations: tuple[Rotation | None, Rotation | None]  # of queries and of new keys
     num_heads: int
@@ -67,6 +70,7 @@ def for_serving(model: ModelProto, folder: Path, *, positions: int) -> ModelProt
     if any(node.op_type in SHARED_SCALES for node in graph.node):
         remedy = "serve the variant int8 or fp16; quantized is for transformers.js"
         raise ArtifactError("answers would depend on each other", value="activations are scaled over the whole batch", remedy=remedy)
+    merge_products(graph)
     layers = list(_layers(graph))
     rotations = [each for layer in layers for each in layer.rotations]
     tables = {(each.cosines, each.sines) for each in rotations if each}
@@ -74,18 +78,19 @@ def for_serving(model: ModelProto, folder: Path, *, positions: int) -> ModelProt
     if fused:
         graph.initializer.extend(_rotary_tables(model, tables.pop(), folder, positions))
     attention = {layer.attention.output[0]: layer for layer in layers}
-    joins = {node.output[0] for layer in layers for node in layer.joined}
+    joins, answers = {node.output[0] for layer in layers for node in layer.joined}, {layer.answer for layer in layers}
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.output[0] in attention:
-            nodes += _grouped_attention(attention[node.output[0]], fused=fused)
-        elif node.output[0] not in joins:
+            nodes += _grouped_attention(graph, attention[node.output[0]], fused=fused)
+        elif node.output[0] not in joins | answers:
             nodes.append(node)
     _count_rows_of_ids(nodes)
     _declare(graph, _read_some_rows(nodes))
     kept = _reachable(nodes, ["logits", HIDDEN, *joins])
     del graph.node[:], graph.value_info[:]
     graph.node.extend(kept)
+    drop_unread(graph)
     if all(opset.domain != MICROSOFT for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return model
@@ -93,9 +98,8 @@ def for_serving(model: ModelProto, folder: Path, *, positions: int) -> ModelProt
 
 def _layers(graph: GraphProto) -> Iterator[Layer]:
     """Every layer's attention, found by the names of its cache."""
-    makers = {name: node for node in graph.node for name in node.output}
+    makers, shapes = _makers(graph), _shapes(graph)
     readers = {name: node for node in graph.node if node.op_type == "Attention" for name in node.input}
-    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.input)}
     for past in [value.name for value in graph.input if value.name.startswith("past_key_values.") and value.name.endswith(".key")]:
         name = past.removeprefix("past_key_values.").removesuffix(".key")
         keys, values, attention = (
@@ -111,7 +115,8 @@ def _layers(graph: GraphProto) -> Iterator[Layer]:
         rotations = _rotation(makers, attention.input[0]), _rotation(makers, keys.input[1])
         if head_dim % 16:
             rotations = None, None  # such heads GroupQueryAttention doesn't rotate
-        yield Layer(name, attention, (keys, values), rotations, num_heads, shapes[past][1], head_dim)
+        answer = _joined(graph, attention.output[0], num_heads * head_dim)
+        yield Layer(name, attention, answer, (keys, values), rotations, num_heads, shapes[past][1], head_dim)
 
 
 def _rotation(makers: dict[str, NodeProto], name: str) -> Rotation | None:
@@ -154,33 +159,79 @@ def _rotary_tables(model: ModelProto, names: tuple[str, str], folder: Path, posi
     return [numpy_helper.from_array(half, name) for half, name in zip(halves, (COSINES, SINES), strict=True)]
 
 
-def _grouped_attention(layer: Layer, *, fused: bool) -> Iterator[NodeProto]:
-    """The layer's attention over the shared buffers, from and to [batch, heads, sequence, head_dim]; `fused`, with its rotation."""
+def _makers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that makes each value."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def _shapes(graph: GraphProto) -> dict[str, list[int]]:
+    """Sizes of each value, 0 where they aren't fixed."""
+    return {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.input)}
+
+
+def _joined(graph: GraphProto, name: str, width: int) -> str:
+    """What heads are joined to right after the attention, [batch, sequence, width]; "" if something else reads them."""
+    for kind in ("Transpose", "Reshape"):
+        readers = [node for node in graph.node if name in node.input]
+        if len(readers) != 1 or readers[0].op_type != kind or _permutation(readers[0]) not in (None, SWAPPED):
+            return ""
+        name = readers[0].output[0]
+    return name if _shapes(graph).get(name) == [0, 0, width] else ""
+
+
+def _cut(graph: GraphProto, name: str, width: int) -> str:
+    """What these heads were cut out of, [batch, sequence, width]; "" if something was done to each of them."""
+    makers = _makers(graph)
+    for kind in ("Transpose", "Reshape"):
+        node = makers.get(name)
+        if not node or node.op_type != kind or _permutation(node) not in (None, SWAPPED):
+            return ""
+        name = node.input[0]
+    return name if _shapes(graph).get(name) == [0, 0, width] else ""
+
+
+def _permutation(node: NodeProto) -> list[int] | None:
+    return next((list(item.ints) for item in node.attribute if item.name == "perm"), None)
+
+
+def _grouped_attention(graph: GraphProto, layer: Layer, *, fused: bool) -> Iterator[NodeProto]:
+    """The layer's attention over the shared buffers; `fused`, with its rotation."""
     new = {"query": layer.attention.input[0], "key": layer.joined[0].input[1], "value": layer.joined[1].input[1]}
     if fused:
         new |= {part: each.source for part, each in zip(("query", "key"), layer.rotations, strict=True) if each}
+    flat: list[str] = []
     for part, source in new.items():
-        heads = layer.num_heads if part == "query" else layer.num_kv_heads
-        swapped, flat, shape = (f"serving.{layer.name}.{part}{step}" for step in (".swapped", "", ".shape"))
-        yield helper.make_node("Transpose", [source], [swapped], perm=SWAPPED)
-        yield _constant(shape, [0, 0, heads * layer.head_dim])
-        yield helper.make_node("Reshape", [swapped, shape], [flat])
+        width = (layer.num_heads if part == "query" else layer.num_kv_heads) * layer.head_dim
+        flat.append(_cut(graph, source, width) or f"serving.{layer.name}.{part}")
+        if flat[-1].startswith("serving."):
+            yield from _swapped_and_joined(source, flat[-1], width)
+    split = _makers(graph).get(flat[0])
+    if split and split.op_type == "Split" and list(split.output) == flat:
+        flat = [split.input[0], "", ""]
     cache = [f"past_key_values.{layer.name}.key", f"past_key_values.{layer.name}.value"]
     rotation = [COSINES, SINES, "position_ids"] if fused else []
     answer, shape, apart = (f"serving.{layer.name}.{step}" for step in ("answer", "answer.shape", "answer.apart"))
     yield helper.make_node(
         "GroupQueryAttention",
-        [*(f"serving.{layer.name}.{part}" for part in new), *cache, "seqlens_k", "total_sequence_length", *rotation],
-        [answer, *(node.output[0] for node in layer.joined)],
+        [*flat, *cache, "seqlens_k", "total_sequence_length", *rotation],
+        [layer.answer or answer, *(node.output[0] for node in layer.joined)],
         domain=MICROSOFT,
         num_heads=layer.num_heads,
         kv_num_heads=layer.num_kv_heads,
         do_rotary=int(fused),
         **{item.name: item.f for item in layer.attention.attribute if item.name in ("scale", "softcap")},
     )
-    yield _constant(shape, [0, 0, layer.num_heads, layer.head_dim])
-    yield helper.make_node("Reshape", [answer, shape], [apart])
-    yield helper.make_node("Transpose", [apart], [layer.attention.output[0]], perm=SWAPPED)
+    if not layer.answer:
+        yield _constant(shape, [0, 0, layer.num_heads, layer.head_dim])
+        yield helper.make_node("Reshape", [answer, shape], [apart])
+        yield helper.make_node("Transpose", [apart], [layer.attention.output[0]], perm=SWAPPED)
+
+
+def _swapped_and_joined(source: str, flat: str, width: int) -> Iterator[NodeProto]:
+    """From [batch, heads, sequence, head_dim] to [batch, sequence, width]."""
+    yield helper.make_node("Transpose", [source], [f"{flat}.swapped"], perm=SWAPPED)
+    yield _constant(f"{flat}.shape", [0, 0, width])
+    yield helper.make_node("Reshape", [f"{flat}.swapped", f"{flat}.shape"], [flat])
 
 
 def _count_rows_of_ids(nodes: list[NodeProto]) -> None:

@@ -28,6 +28,7 @@ LLAMA = {"width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_w
 FAMILIES: dict[str, dict[str, Any]] = {
     "decoder": LLAMA,
     "decoder, rotated by the attention": LLAMA | {"head_dim": 16, "qk_norm": True},
+    "decoder, read as its product leaves it": LLAMA | {"head_dim": 16},
     "moe": LLAMA | {"architecture": "moe", "num_experts": 4, "experts_per_token": 2},
     "gpt2": {name: LLAMA[name] for name in ("width", "num_layers", "num_heads", "max_positions")}
     | {"architecture": "gpt2", "ffn_width": 48},

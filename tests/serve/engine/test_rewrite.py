@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def test_the_attention_rotates_where_it_can(tmp_path: Path, tokenizer_file: Path
     folder = write(LLAMA | {"head_dim": head_dim}, tmp_path, tokenizer_file).folder
     model = for_serving(onnx.load(folder / "model.onnx"), folder, positions=64)
     assert sum(node.op_type in ("Neg", "Cos") for node in model.graph.node) == left + bool(left)
+
+
+@pytest.mark.parametrize(("external", "products"), [(False, 4), (True, 7)])
+def test_products_of_the_same_states_are_one(tmp_path: Path, tokenizer_file: Path, external: bool, products: int) -> None:
+    """Queries, keys and values are, and both of the feed-forward's; heads need not be cut apart for the attention."""
+    folder = write(LLAMA | {"head_dim": 16, "tied_embeddings": False}, tmp_path, tokenizer_file).folder
+    onnx.save(onnx.load(folder / "model.onnx"), tmp_path / "model.onnx", save_as_external_data=external, size_threshold=0)
+    model = for_serving(onnx.load(tmp_path / "model.onnx", load_external_data=False), tmp_path, positions=64)
+    count = Counter(node.op_type for node in model.graph.node)
+    assert (count["MatMul"], count["Reshape"], count["Transpose"]) == (LLAMA["num_layers"] * products + 1, 0, 0)
+    assert {each.name for each in model.graph.initializer} <= {name for node in model.graph.node for name in node.input}
 
 
 @pytest.mark.parametrize("damage", ["operator", "shape"])
