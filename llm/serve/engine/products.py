@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-COLUMNS = {"MatMul": 1, "MatMulNBits": 0}  # the axis of the weights that holds the outputs
+COLUMNS = {"MatMul": -1, "MatMulNBits": 0}  # the axis of the weights that holds the outputs
 
 
 def merge_products(graph: GraphProto) -> None:
@@ -22,9 +22,10 @@ def merge_products(graph: GraphProto) -> None:
     for node in graph.node:
         if node.op_type in COLUMNS and all(name in weights for name in node.input[1:] if name) and len(weights[node.input[1]].dims) > 1:
             groups[_alike(node, weights)].append(node)
-    merged = {id(nodes[0]): _merged(graph, nodes, weights) for nodes in groups.values() if len(nodes) > 1}
-    gone = {id(node) for nodes in groups.values() if len(nodes) > 1 for node in nodes}
-    nodes = [each for node in graph.node for each in merged.get(id(node), () if id(node) in gone else (node,))]
+    shared = [nodes for nodes in groups.values() if len(nodes) > 1]
+    instead: dict[str, Iterable[NodeProto]] = {node.output[0]: () for nodes in shared for node in nodes}
+    instead |= {nodes[0].output[0]: _merged(graph, nodes, weights) for nodes in shared}
+    nodes = [each for node in graph.node for each in instead.get(node.output[0], (node,))]
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -42,8 +43,9 @@ def _alike(node: NodeProto, weights: dict[str, TensorProto]) -> object:
     settings = sorted((item.name, item.i) for item in node.attribute if item.name != "N")
     tensors = [weights[name] if name else None for name in node.input[1:]]
     shapes = tuple(each and (each.data_type, len(each.dims)) for each in tensors)
-    rows = tuple(size for axis, size in enumerate(weights[node.input[1]].dims) if axis != COLUMNS[node.op_type])
-    return node.op_type, node.input[0], tuple(settings), shapes, rows
+    rows = list(weights[node.input[1]].dims)
+    del rows[COLUMNS[node.op_type]]
+    return node.op_type, node.input[0], tuple(settings), shapes, tuple(rows)
 
 
 def _merged(graph: GraphProto, nodes: list[NodeProto], weights: dict[str, TensorProto]) -> Iterable[NodeProto]:
