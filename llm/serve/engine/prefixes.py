@@ -14,6 +14,7 @@ import numpy as np
 from llm.serve.engine.slots import Kept
 
 Key = tuple[str, bytes]
+MOST_TEXTS = 2**14  # each may be a mapping of its own, of which Linux lets a process have 65,530
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Prefix:
 
 
 class Prefixes:
-    """The texts used last, `most_tokens` in all; none of them begins another of its client.
+    """The texts used last, `most_tokens` in all, and MOST_TEXTS of them at most; none of them begins another of its client.
 
     They are kept in order, so that what agrees with a text for longest stands next to the place where that text would stand.
     """
@@ -65,7 +66,7 @@ class Prefixes:
         insort(self._in_order, key)
         self._texts[key] = prefix
         self.tokens += count
-        while self.tokens > self.most_tokens:
+        while self.tokens > self.most_tokens or len(self._texts) > MOST_TEXTS:
             self._forget(next(iter(self._texts)))
 
     def _forget(self, key: Key) -> None:

@@ -13,6 +13,7 @@ from llm.serve.models.folder import ModelFolder
 KINDS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 NO_ROWS = np.zeros(0, np.int64)
 Kept = np.ndarray  # [buffers, kv_heads, tokens, head_dim]
+OWN_PAGES_BYTES = 2**17  # what is kept of a text lies in pages of its own from this size on
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,12 @@ class Slots:
                 memory.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def keep(self, slot: int, tokens: int) -> Kept:
-        """A copy of a slot's first tokens, in one piece: a piece per buffer left ever more crumbs in the heap."""
-        return np.stack([buffer[slot, :, :tokens] for buffer in self._buffers])
+        """A copy of a slot's first tokens, whose pages go back to the system with it: on the heap, texts that come and go leave gaps."""
+        parts = [buffer[slot, :, :tokens] for buffer in self._buffers]
+        shape = (len(parts), *parts[0].shape)
+        if len(parts) * parts[0].nbytes < OWN_PAGES_BYTES:
+            return np.stack(parts)
+        return np.stack(parts, out=np.frombuffer(_memory(shape, self._kind), self._kind).reshape(shape))
 
     def restore(self, slot: int, kept: Kept, tokens: int) -> None:
         """Let a slot begin with tokens that were kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llm.serve.engine import prefixes as prefixes_module
 from llm.serve.engine.prefixes import Prefix, Prefixes, common
 
 NOTHING = np.zeros(0)
@@ -63,6 +64,14 @@ def test_the_longest_unused_goes_first() -> None:
     assert kept(prefixes) == [[1, 1], [3, 3], [4, 4]]
     prefixes.add(text("a", *range(7)))
     assert kept(prefixes) == [[1, 1], [3, 3], [4, 4]]
+
+
+def test_the_number_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes_module, "MOST_TEXTS", 2)
+    prefixes = Prefixes(most_tokens=100)
+    for token in (1, 2, 3):
+        prefixes.add(text("a", token))
+    assert (kept(prefixes), prefixes.tokens) == ([[2], [3]], 2)
 
 
 def test_a_text_that_is_kept_already_is_used() -> None:

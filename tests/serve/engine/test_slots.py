@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from llm.serve.engine.config import EngineConfig
@@ -73,6 +74,24 @@ def test_neighbours_keep_theirs(decoder: Any) -> None:
     slots.free(1)
     for slot in (0, 2):
         assert (slots.keep(slot, 99) == slot + 1.0).all()
+
+
+def test_kept_texts_leave_no_gaps(decoder: Any) -> None:
+    """Every second of them goes, and its memory with it."""
+    folder = open_folder(decoder.folder)
+    slots = Slots(open_session(folder, threads=1), folder, slots=1, capacity=CAPACITY)
+    np.ones(2**23).sum()  # from now on the C library would take what is smaller from its heap
+    before, kept = own_bytes(), [slots.keep(0, TOKENS) for _ in range(40)]
+    taken = own_bytes() - before
+    assert taken == pytest.approx(sum(text.nbytes for text in kept), rel=0.1)
+    del kept[::2]
+    assert own_bytes() - before == pytest.approx(taken / 2, rel=0.1)
+
+
+def own_bytes() -> int:
+    """Memory of this process besides its files."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def test_an_engine_stays_within_what_it_may_hold(decoder: Any, tmp_path: Path) -> None:
