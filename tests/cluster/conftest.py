@@ -88,7 +88,7 @@ def after(steps: Steps) -> After:
     """Return once a step is reported."""
 
     def wait(step: int, work: Path) -> None:
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 120
         while not any(done >= step for done in steps(work)):
             assert time.monotonic() < deadline, "the step never came"
             time.sleep(0.005)

@@ -144,31 +144,27 @@ async def promotion(server: Server) -> Outcome:
 
 
 async def soak(server: Server) -> Outcome:
-    """Memory and descriptors under 16 clients. The first third is warm-up; growth is the slope of a line through the rest.
-
-    What counts is the process's own memory: pages of its files are the kernel's to drop and to read again.
-    """
-    samples: list[tuple[float, float, float, int]] = []
+    """Memory and descriptors under 16 clients. The first third is warm-up; growth is the slope of a line through the rest."""
+    samples: list[tuple[float, float, int]] = []
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(server.process, samples, over))
     watcher.start()
     answers = await crowd(server.port, 16, server.seconds, bodies(NAME, max_tokens=32))
     over.set()
     watcher.join()
-    hours, own, resident, files = (np.array(column) for column in zip(*samples[len(samples) // 3 :], strict=True))
-    slopes, half = [float(np.polyfit(hours, mib, 1)[0]) for mib in (own, resident)], len(files) // 2
+    hours, mib, files = (np.array(column) for column in zip(*samples[len(samples) // 3 :], strict=True))
+    slope, half = float(np.polyfit(hours, mib, 1)[0]), len(files) // 2
     drift = float(np.median(files[half:]) - np.median(files[:half]))
-    passed = slopes[0] < 1 and abs(drift) <= 2 and not any(answer.failed for answer in answers)
-    memory = {"own_mib_per_hour": round(slopes[0], 2), "own_mib": round(float(own[-1]))}
-    memory |= {"resident_mib_per_hour": round(slopes[1], 2), "resident_mib": round(float(resident[-1]))}
-    return Outcome(passed, figures(answers) | memory | {"descriptor_drift": drift})
+    passed = slope < 1 and abs(drift) <= 2 and not any(answer.failed for answer in answers)
+    return Outcome(
+        passed, figures(answers) | {"mib_per_hour": round(slope, 2), "resident_mib": round(float(mib[-1])), "descriptor_drift": drift}
+    )
 
 
-def _watch(process: psutil.Process, samples: list[tuple[float, float, float, int]], over: threading.Event) -> None:
+def _watch(process: psutil.Process, samples: list[tuple[float, float, int]], over: threading.Event) -> None:
     began = time.monotonic()
     while not over.wait(0.5):
-        memory, hours = process.memory_info(), (time.monotonic() - began) / 3600
-        samples.append((hours, (memory.rss - memory.shared) / 2**20, memory.rss / 2**20, process.num_fds()))
+        samples.append(((time.monotonic() - began) / 3600, process.memory_info().rss / 2**20, process.num_fds()))
 
 
 def figures(answers: list[Answer]) -> dict[str, Any]:

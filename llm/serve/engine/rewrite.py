@@ -202,8 +202,9 @@ def _grouped_attention(graph: GraphProto, layer: Layer, *, fused: bool) -> Itera
     flat: list[str] = []
     for part, source in new.items():
         width = (layer.num_heads if part == "query" else layer.num_kv_heads) * layer.head_dim
-        flat.append(_cut(graph, source, width) or f"serving.{layer.name}.{part}")
-        if flat[-1].startswith("serving."):
+        cut = _cut(graph, source, width)
+        flat.append(cut or f"serving.{layer.name}.{part}")
+        if not cut:
             yield from _swapped_and_joined(source, flat[-1], width)
     split = _makers(graph).get(flat[0])
     if split and split.op_type == "Split" and list(split.output) == flat:
