@@ -240,10 +240,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def json_text(value: object) -> str:
+    """What `write_json` writes of a value."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON so that a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(json_text(value), encoding="utf-8")
     fsync(temporary)
     failpoint("replace")
     temporary.replace(path)

@@ -289,10 +289,11 @@ def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup 
 def _verified(path: Path) -> dict[str, Any]:
     """The manifest of an undamaged checkpoint.
 
-    Raises: ArtifactError if a file, or what the manifest says of itself, isn't what was written.
+    Raises: ArtifactError if a file, or a byte of the manifest, isn't what was written.
     """
     manifest = artifact.verified_manifest(path)
-    if manifest.get("seal") != _seal(manifest):
+    as_written = (path / "manifest.json").read_text(encoding="utf-8") == artifact.json_text(manifest)
+    if not as_written or manifest.get("seal") != _seal(manifest):
         raise ArtifactError("manifest is damaged", value=path, remedy="run the same command again: an older checkpoint is taken")
     return manifest
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter, state_dict_saver
 
-from llm import failpoint
+from llm import artifact, failpoint
 from llm.artifact import Store
 from llm.errors import ArtifactError
 from llm.train.adamw8bit import AdamW8bit
@@ -322,7 +322,16 @@ def test_an_edited_manifest_is_detected(tmp_path: Path, name: str) -> None:
     tiny.step()
     tiny.save(checkpoints)
     path = tmp_path / "step-00000001" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 7}))
+    artifact.write_json(path, json.loads(path.read_text()) | {name: 7})
+    assert checkpoints.latest() is None
+
+
+def test_a_manifest_that_says_the_same_in_other_bytes_is_detected(tmp_path: Path) -> None:
+    tiny, checkpoints = Tiny(), open_in(tmp_path)
+    tiny.step()
+    tiny.save(checkpoints)
+    path = tmp_path / "step-00000001" / "manifest.json"
+    path.write_text(path.read_text().removesuffix("\n"))
     assert checkpoints.latest() is None
 
 
