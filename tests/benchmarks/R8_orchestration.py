@@ -1,4 +1,4 @@
-"""R8: what orchestration costs. Cached tasks, the finished life cycle run again, recovery of a worker and of a driver."""
+"""R8: what orchestration costs. Cached tasks, a group of workers, the finished life cycle again, recovery of a worker and of a driver."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import pickle
 import shutil
 import socket
 import statistics
@@ -22,14 +23,22 @@ from typing import Any
 
 import httpx
 import psutil
+import torch
+import torch.distributed as dist
 
+from llm.cluster import workers
+from llm.cluster.connect import connected
+from llm.train.config import ClusterConfig
+from llm.train.loop import train
 from tests.benchmarks import measured
 from tests.benchmarks.measured import ROOT
+from tests.drills.kills import make_job
 
 row = partial(measured.row, "R8")
 TRAINYARD = str(Path(sys.executable).parent / "trainyard")
 TASKS = {10: 15, 100: 5, 1000: 1}  # in a flow: rounds
 REPEATS = 5
+GROUP = (sys.executable, "-m", "tests.benchmarks.R8_orchestration")
 
 TASK_COST = """
     import json, sys, time
@@ -89,6 +98,7 @@ def measure() -> Iterator[dict[str, Any]]:
         with prefect_server(Path(folder)) as variables:
             for count, rounds in TASKS.items():
                 yield task_cost(Path(folder) / str(count), count, rounds, variables)
+        yield worker_group(Path(folder))
         yield from life_cycle(Path(folder))
 
 
@@ -104,6 +114,50 @@ def task_cost(folder: Path, count: int, rounds: int, server: dict[str, str]) -> 
     equal = all(same for *_, same in found)
     metric = f"cached task, one of {count:,}"
     return row(metric, ours, "ms", "≤ bare + 1 ms", ours <= bare + 1, peer="bare Prefect", peer_value=bare, equal=equal)
+
+
+def worker_group(folder: Path) -> dict[str, Any]:
+    """Seconds of a training of three tiny steps on two workers, of which nearly all is their start: on a Ray that runs, and by torchrun."""
+    driver = subprocess.Popen([*GROUP, "ray", str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert driver.stdin
+    assert driver.stdout
+    driver.stdout.readline()  # it is connected
+    times: dict[str, list[float]] = {"ray": [], "torchrun": []}
+    weights = set()
+    for turn in range(2 * REPEATS):
+        kind = "ray" if turn % 4 in (0, 3) else "torchrun"
+        job = make_job(Path(tempfile.mkdtemp(prefix=kind, dir=folder)), steps=3)
+        (folder / "job").write_bytes(pickle.dumps(job))
+        began = time.perf_counter()
+        if kind == "ray":
+            print(file=driver.stdin, flush=True)
+            driver.stdout.readline()
+        else:
+            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *GROUP[1:]]
+            subprocess.run([sys.executable, *launch, "torchrun", str(folder)], cwd=ROOT, capture_output=True, check=True)
+        times[kind].append(time.perf_counter() - began)
+        weights.add((job.work / "final" / "model.safetensors").read_bytes())
+    driver.communicate()
+    if driver.returncode:
+        raise RuntimeError(f"the driver of the Ray group ended with {driver.returncode}")
+    ours, peer = (statistics.median(each) for each in times.values())
+    return row("2 workers: start, 3 tiny steps, end", ours, "s", peer="torchrun", peer_value=peer, equal=len(weights) == 1)
+
+
+def train_in_group(kind: str, folder: Path) -> None:
+    """One worker of torchrun's, or a driver of Ray's that trains the job in `folder` for each line that it reads."""
+    if kind == "torchrun":
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo")
+        train(pickle.loads((folder / "job").read_bytes()))
+        dist.destroy_process_group()
+        return
+    cluster = ClusterConfig(workers=2, use_gpu=False)
+    with connected(cluster, folder):
+        print("connected", flush=True)
+        for number, _ in enumerate(sys.stdin):
+            workers.run(pickle.loads((folder / "job").read_bytes()), cluster, folder / "ray", str(number))
+            print("done", flush=True)
 
 
 def life_cycle(folder: Path) -> Iterator[dict[str, Any]]:
@@ -219,3 +273,7 @@ def attempts(metrics: Path) -> int:
     lines = metrics.read_text().splitlines()
     clocks = [json.loads(line)["seconds"] for line in lines if line.endswith("}")]
     return bool(clocks) + sum(later < earlier for earlier, later in itertools.pairwise(clocks))
+
+
+if __name__ == "__main__":
+    train_in_group(sys.argv[1], Path(sys.argv[2]))
