@@ -118,30 +118,31 @@ def task_cost(folder: Path, count: int, rounds: int, server: dict[str, str]) -> 
 
 def worker_group(folder: Path) -> dict[str, Any]:
     """Seconds of a training of three tiny steps on two workers, of which nearly all is their start: on a Ray that runs, and by torchrun."""
-    driver = subprocess.Popen([*GROUP, "ray", str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert driver.stdin
-    assert driver.stdout
-    driver.stdout.readline()  # it is connected
     times: dict[str, list[float]] = {"ray": [], "torchrun": []}
     weights = set()
-    for turn in range(2 * REPEATS):
-        kind = "ray" if turn % 4 in (0, 3) else "torchrun"
-        job = make_job(Path(tempfile.mkdtemp(prefix=kind, dir=folder)), steps=3)
-        (folder / "job").write_bytes(pickle.dumps(job))
-        began = time.perf_counter()
-        if kind == "ray":
-            print(file=driver.stdin, flush=True)
-            driver.stdout.readline()
-        else:
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *GROUP[1:]]
-            subprocess.run([sys.executable, *launch, "torchrun", str(folder)], cwd=ROOT, capture_output=True, check=True)
-        times[kind].append(time.perf_counter() - began)
-        weights.add((job.work / "final" / "model.safetensors").read_bytes())
-    driver.communicate()
-    if driver.returncode:
-        raise RuntimeError(f"the driver of the Ray group ended with {driver.returncode}")
+    with subprocess.Popen([*GROUP, "ray", str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        answer(driver)  # it is connected
+        for turn in range(2 * REPEATS):
+            kind = "ray" if turn % 4 in (0, 3) else "torchrun"
+            job = make_job(Path(tempfile.mkdtemp(prefix=kind, dir=folder)), steps=3)
+            (folder / "job").write_bytes(pickle.dumps(job))
+            began = time.perf_counter()
+            if kind == "ray":
+                print(file=driver.stdin, flush=True)
+                answer(driver)
+            else:
+                launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *GROUP[1:]]
+                subprocess.run([sys.executable, *launch, "torchrun", str(folder)], cwd=ROOT, capture_output=True, check=True)
+            times[kind].append(time.perf_counter() - began)
+            weights.add((job.work / "final" / "model.safetensors").read_bytes())
     ours, peer = (statistics.median(each) for each in times.values())
     return row("2 workers: start, 3 tiny steps, end", ours, "s", peer="torchrun", peer_value=peer, equal=len(weights) == 1)
+
+
+def answer(driver: subprocess.Popen[str]) -> None:
+    """Wait for the driver's next line."""
+    if not (driver.stdout and driver.stdout.readline()):
+        raise RuntimeError("the driver of the Ray group ended early; its error stands above")
 
 
 def train_in_group(kind: str, folder: Path) -> None:

@@ -326,12 +326,15 @@ def test_an_edited_manifest_is_detected(tmp_path: Path, name: str) -> None:
     assert checkpoints.latest() is None
 
 
-def test_a_manifest_that_says_the_same_in_other_bytes_is_detected(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("said", "instead"), [("}\n", "}"), ('"step": 1', '"step": NaN')])
+def test_a_manifest_of_other_bytes_is_detected(said: str, instead: str, tmp_path: Path) -> None:
     tiny, checkpoints = Tiny(), open_in(tmp_path)
     tiny.step()
     tiny.save(checkpoints)
     path = tmp_path / "step-00000001" / "manifest.json"
-    path.write_text(path.read_text().removesuffix("\n"))
+    text = path.read_text()
+    assert said in text
+    path.write_text(text.replace(said, instead))
     assert checkpoints.latest() is None
 
 
