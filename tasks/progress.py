@@ -34,8 +34,9 @@ ARTIFACT_EVERY_SECONDS = 2.0
 @contextlib.contextmanager
 def followed(job: Job, work: Path, steps: int) -> Iterator[None]:
     """Follow `work/metrics.jsonl`, which the training loop writes, while the block runs."""
-    stop = threading.Event()
-    thread = threading.Thread(target=copy_context().run, args=(_follow, job, work / "metrics.jsonl", steps, stop), daemon=True)
+    path, stop = work / "metrics.jsonl", threading.Event()
+    position = path.stat().st_size if path.is_file() else 0  # before the block writes: a thread that starts late misses nothing
+    thread = threading.Thread(target=copy_context().run, args=(_follow, job, path, position, steps, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -57,9 +58,8 @@ def counted(job: Job, pieces: Iterator[Any], total: int) -> Iterator[Any]:
         yield piece
 
 
-def _follow(job: Job, path: Path, steps: int, stop: threading.Event) -> None:
-    """Hand every new record to the screen, to Prefect and to the run's metrics."""
-    position = path.stat().st_size if path.is_file() else 0
+def _follow(job: Job, path: Path, position: int, steps: int, stop: threading.Event) -> None:
+    """Hand every record beyond a position to the screen, to Prefect and to the run's metrics."""
     with _display(job.node, steps) as display:
         artifact = _Artifact(job, steps)
         last, ended = None, False

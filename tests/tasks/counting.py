@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 from prefect import flow, task
 
@@ -23,13 +26,21 @@ def work() -> list[int]:
     return list(progress.counted(JOB, iter(range(4)), 4))
 
 
+class Late(threading.Thread):
+    """A thread that a busy machine runs only after its starter has gone on."""
+
+    def run(self) -> None:
+        time.sleep(0.2)
+        super().run()
+
+
 @task
 def steps(home: Path) -> None:
     """Two records of a training, the second with an alert."""
     job = replace(JOB, node="base.pretrain", stage="pretrain", run=str(home))
     work = home / "work"
     work.mkdir()
-    with progress.followed(job, work, 2):
+    with patch("threading.Thread", Late), progress.followed(job, work, 2):
         for step in (1, 2):
             record = {"step": step, "steps": 2, "seconds": 0.5 * step, "loss": 3.0, "tokens_per_second": 10}
             append(work / "metrics.jsonl", record | ({"alerts": ["loss rises"]} if step == 2 else {}))
