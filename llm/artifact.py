@@ -26,11 +26,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import xxhash
+
 from llm.errors import ArtifactError
 from llm.failpoint import failpoint
 from llm.metrics import Stopwatch
 
 SCHEMA = 1
+HASHES: Mapping[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}  # the second tells damage, not intent
 LOG = "log/"  # files below it are hashed, but outside the content digest: timings, machine facts
 
 
@@ -46,8 +49,12 @@ def sha256_of(value: object) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
+    return _file_hash(path, "sha256")
+
+
+def _file_hash(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, HASHES[algorithm]).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -173,19 +180,25 @@ class Store:
             yield
 
 
-def commit(temporary: Path, destination: Path, manifest: dict[str, Any], hashes: Mapping[str, str] = MappingProxyType({})) -> None:
+def commit(
+    temporary: Path,
+    destination: Path,
+    manifest: dict[str, Any],
+    hashes: Mapping[str, str] = MappingProxyType({}),
+    algorithm: str = "sha256",
+) -> None:
     """Make a finished directory visible: fsync files, write the manifest, rename, fsync the parent.
 
-    `hashes` are the sha256 of files that whoever wrote them has hashed already, by relative name.
+    `hashes` are those of files that whoever wrote them has hashed already, by relative name.
 
     Raises: ArtifactError if the stage wrote no file.
     """
-    files = describe(temporary, hashes)
+    files = describe(temporary, hashes, algorithm)
     if not files:
         raise ArtifactError("stage wrote no file", value=manifest["stage"], remedy="report this as a defect")
     for name in files:
         fsync(temporary / name)
-    write_json(temporary / "manifest.json", manifest | {"files": files, "digest": content_digest(files)})
+    write_json(temporary / "manifest.json", manifest | {"files": files, "digest": content_digest(files, algorithm)})
     for folder in {(temporary / name).parent for name in files} | {temporary}:
         fsync(folder)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -194,13 +207,13 @@ def commit(temporary: Path, destination: Path, manifest: dict[str, Any], hashes:
     fsync(destination.parent)
 
 
-def describe(folder: Path, hashes: Mapping[str, str] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every payload file below a folder, by relative name; those in `hashes` are not read."""
+def describe(folder: Path, hashes: Mapping[str, str] = MappingProxyType({}), algorithm: str = "sha256") -> dict[str, dict[str, Any]]:
+    """Size and hash of every payload file below a folder, by relative name; those in `hashes` are not read."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / "manifest.json"]
     names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = list(pool.map(lambda name: hashes.get(name) or sha256_file(folder / name), names))
-    return {name: {"bytes": path.stat().st_size, "sha256": each} for name, path, each in zip(names, paths, found, strict=True)}
+        found = list(pool.map(lambda name: hashes.get(name) or _file_hash(folder / name, algorithm), names))
+    return {name: {"bytes": path.stat().st_size, algorithm: each} for name, path, each in zip(names, paths, found, strict=True)}
 
 
 def stated_hashes(folder: Path) -> dict[str, str]:
@@ -210,13 +223,13 @@ def stated_hashes(folder: Path) -> dict[str, str]:
     return {name: facts["sha256"] for name, facts in files.items()}
 
 
-def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+def content_digest(files: Mapping[str, Mapping[str, Any]], algorithm: str = "sha256") -> str:
     """sha256 over names and hashes of the payload; logs are outside it, so equal results have equal digests."""
-    return sha256_of({name: facts["sha256"] for name, facts in files.items() if not name.startswith(LOG)})
+    return sha256_of({name: facts[algorithm] for name, facts in files.items() if not name.startswith(LOG)})
 
 
-def verified_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a directory whose every file has the size and sha256 that it states.
+def verified_manifest(folder: Path, algorithm: str = "sha256") -> dict[str, Any]:
+    """The manifest of a directory whose every file has the size and the hash that it states.
 
     Raises: ArtifactError naming the first file that is missing, extra or damaged.
     """
@@ -226,11 +239,11 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
         files = manifest["files"]
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError("artifact has no readable manifest", value=folder, remedy=remedy) from error
-    found = describe(folder)
+    found = describe(folder, algorithm=algorithm)
     for name in sorted(found.keys() | files.keys()):
         if found.get(name) != files.get(name):
             raise ArtifactError("artifact is damaged", value=folder / name, remedy=remedy)
-    if manifest.get("digest") != content_digest(files):
+    if manifest.get("digest") != content_digest(files, algorithm):
         raise ArtifactError("manifest is damaged", value=folder, remedy=remedy)
     return manifest
 

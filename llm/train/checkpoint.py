@@ -153,7 +153,7 @@ class Checkpoints:
         (temporary / PROGRESS).write_text(json.dumps({**progress, "history": None}), encoding="utf-8")
         facts: dict[str, Any] = {"step": step, "seed": self.seed, "fingerprint": self.fingerprint, "workers": self.world.size}
         facts |= {"schema": SCHEMA, "stage": "checkpoint", "healthy": healthy}
-        artifact.commit(temporary, final, facts | {"seal": _seal(facts)}, hashes)
+        artifact.commit(temporary, final, facts | {"seal": _seal(facts)}, hashes, direct.HASH)
 
     def _prune(self, history: History) -> None:
         """Drop what the retention lets go."""
@@ -267,10 +267,10 @@ def _step_back() -> None:
 
 
 def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None) -> dict[str, str]:
-    """Save the shards of every worker; their sha256 by name. The first worker's failure is raised on all of them."""
+    """Save the shards of every worker; their hashes by name. The first worker's failure is raised on all of them."""
     writing, files = direct.writer(folder)
     try:
-        with _no_advice(), cast(Any, serialization).patch("save.compute_crc32", False):  # the manifest's sha256 says more
+        with _no_advice(), cast(Any, serialization).patch("save.compute_crc32", False):  # the manifest's hash says more
             state_dict_saver.save(state, storage_writer=writing, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
@@ -278,7 +278,7 @@ def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup 
             raise cause from error
         remedy = "free space, or set TRAINYARD_HOME to a larger disk"  # torch may keep the system's own reason to itself
         raise ArtifactError("checkpoint can't be written", value=f"{folder} ({cause})", remedy=remedy) from error
-    hashes = {path.name: digest for path, digest in files.sha256.items()}
+    hashes = {path.name: digest for path, digest in files.hashes.items()}
     if group is None:
         return hashes
     everyone: list[dict[str, str]] = [{}] * group.size()
@@ -291,7 +291,7 @@ def _verified(path: Path) -> dict[str, Any]:
 
     Raises: ArtifactError if a file, or a byte of the manifest, isn't what was written.
     """
-    manifest = artifact.verified_manifest(path)
+    manifest = artifact.verified_manifest(path, direct.HASH)
     text, intact = (path / "manifest.json").read_text(encoding="utf-8"), False
     with contextlib.suppress(ValueError):  # NaN, which we never write, has no seal
         intact = text == artifact.json_text(manifest) and manifest.get("seal") == _seal(manifest)

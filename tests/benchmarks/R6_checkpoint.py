@@ -127,13 +127,15 @@ def saves(training: Training, ours: Checkpoints, turn: int) -> dict[str, Save]:
 
 def stall(training: Training, save: Save, path: Path) -> float:
     """Seconds by which a save makes training longer: the call itself, and slower steps until all is on disk."""
-    usual = statistics.median(seconds(training.step) for _ in range(TRAINING_STEPS))
+    before = [seconds(training.step) for _ in range(TRAINING_STEPS)]
     began, steps = time.perf_counter(), 0
     done = save(path)
     while not done() or steps < TRAINING_STEPS:
         training.step()
         steps += 1
-    return time.perf_counter() - began - steps * usual
+    taken = time.perf_counter() - began
+    after = [seconds(training.step) for _ in range(TRAINING_STEPS)]
+    return taken - steps * statistics.median(before + after)
 
 
 def remove(path: Path) -> None:
