@@ -102,7 +102,7 @@ class Checkpoints:
         """
         self.wait()
         temporary = self.folder / self.world.first(lambda: f".tmp-step-{step:08d}-{uuid.uuid4().hex[:8]}")  # which no other attempt knows
-        state = _state(model, optimizers, average)
+        state = _tensors(_state(model, optimizers, average))
         if self.background:
             state = cast("dict[str, Any]", self.stager.stage(state))  # a future only where staging is asynchronous
             progress = copy.deepcopy({**progress, "history": None}) | {"history": list(progress["history"])}
@@ -201,7 +201,7 @@ class Checkpoints:
             return None
         state = _state(model, optimizers, average)
         with _no_advice():
-            state_dict_loader.load(state, checkpoint_id=path, no_dist=self.world.size == 1)
+            state_dict_loader.load(_tensors(state), checkpoint_id=path, no_dist=self.world.size == 1)
         set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=FLAT)
         return json.loads((path / PROGRESS).read_text(encoding="utf-8")) | {"history": read_history(path / HISTORY)}
 
@@ -245,13 +245,19 @@ class Checkpoints:
 
 
 def _state(model: nn.Module, optimizers: list[Optimizer], average: Mapping[str, Tensor] | None) -> dict[str, Any]:
-    """The tensors of a training, under names that no number of workers changes; loading fills them in place."""
+    """The state of a training, under names that no number of workers changes; loading fills its tensors in place."""
     fresh = [optimizer for optimizer in optimizers if not optimizer.state]
     weights, moments = get_state_dict(model, optimizers, options=FLAT)
     for state in itertools.chain.from_iterable(optimizer.state.values() for optimizer in fresh):
         if "step" in state:
             state["step"].zero_()  # torch has made the moments by a step with zero gradients, and counted it
     return {"model": weights, "optimizer": moments} | ({"average": dict(average)} if average else {})
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings of parameter groups: the recipe says them, and torch would save each one per parameter."""
+    moments = {name: value for name, value in state["optimizer"].items() if not name.startswith("param_groups.")}
+    return {**state, "optimizer": moments}
 
 
 def _stager(device: torch.device) -> DefaultStager:
