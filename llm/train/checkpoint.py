@@ -17,10 +17,7 @@ import fcntl
 import itertools
 import json
 import math
-import os
 import shutil
-import sys
-import threading
 import time
 import uuid
 import warnings
@@ -80,7 +77,7 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         self.stager = _stager(world.device)
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None  # a thread must not meet the gradients' collectives
-        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint", initializer=_step_back)
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
 
     def save(
@@ -264,12 +261,6 @@ def _stager(device: torch.device) -> DefaultStager:
     """What copies a state to memory of its own, the same memory every time: pinned where a GPU reads it."""
     gpu = device.type == "cuda"
     return DefaultStager(StagingOptions(use_pinned_memory=gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=gpu))
-
-
-def _step_back() -> None:
-    """Let this thread run where training leaves a core idle: it has until the next checkpoint."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _write_shards(state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None) -> dict[str, str]:
