@@ -24,17 +24,24 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-import xxhash
+from typing import Any, NamedTuple
 
 from llm.errors import ArtifactError
 from llm.failpoint import failpoint
 from llm.metrics import Stopwatch
 
 SCHEMA = 1
-HASHES: Mapping[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}  # the second tells damage, not intent
 LOG = "log/"  # files below it are hashed, but outside the content digest: timings, machine facts
+
+
+class Hash(NamedTuple):
+    """What a manifest states of each file."""
+
+    name: str
+    new: Callable[[], Any]  # an object with update and hexdigest, as of hashlib
+
+
+SHA256 = Hash("sha256", hashlib.sha256)
 
 
 def canonical(value: object) -> str:
@@ -49,12 +56,12 @@ def sha256_of(value: object) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
-    return _file_hash(path, "sha256")
+    return _file_hash(path, SHA256)
 
 
-def _file_hash(path: Path, algorithm: str) -> str:
+def _file_hash(path: Path, kind: Hash) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, HASHES[algorithm]).hexdigest()
+        return hashlib.file_digest(file, kind.new).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ def commit(
     destination: Path,
     manifest: dict[str, Any],
     hashes: Mapping[str, str] = MappingProxyType({}),
-    algorithm: str = "sha256",
+    kind: Hash = SHA256,
 ) -> None:
     """Make a finished directory visible: fsync files, write the manifest, rename, fsync the parent.
 
@@ -193,12 +200,12 @@ def commit(
 
     Raises: ArtifactError if the stage wrote no file.
     """
-    files = describe(temporary, hashes, algorithm)
+    files = describe(temporary, hashes, kind)
     if not files:
         raise ArtifactError("stage wrote no file", value=manifest["stage"], remedy="report this as a defect")
     for name in files:
         fsync(temporary / name)
-    write_json(temporary / "manifest.json", manifest | {"files": files, "digest": content_digest(files, algorithm)})
+    write_json(temporary / "manifest.json", manifest | {"files": files, "digest": content_digest(files, kind)})
     for folder in {(temporary / name).parent for name in files} | {temporary}:
         fsync(folder)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -207,13 +214,13 @@ def commit(
     fsync(destination.parent)
 
 
-def describe(folder: Path, hashes: Mapping[str, str] = MappingProxyType({}), algorithm: str = "sha256") -> dict[str, dict[str, Any]]:
+def describe(folder: Path, hashes: Mapping[str, str] = MappingProxyType({}), kind: Hash = SHA256) -> dict[str, dict[str, Any]]:
     """Size and hash of every payload file below a folder, by relative name; those in `hashes` are not read."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / "manifest.json"]
     names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = list(pool.map(lambda name: hashes.get(name) or _file_hash(folder / name, algorithm), names))
-    return {name: {"bytes": path.stat().st_size, algorithm: each} for name, path, each in zip(names, paths, found, strict=True)}
+        found = list(pool.map(lambda name: hashes.get(name) or _file_hash(folder / name, kind), names))
+    return {name: {"bytes": path.stat().st_size, kind.name: each} for name, path, each in zip(names, paths, found, strict=True)}
 
 
 def stated_hashes(folder: Path) -> dict[str, str]:
@@ -223,12 +230,12 @@ def stated_hashes(folder: Path) -> dict[str, str]:
     return {name: facts["sha256"] for name, facts in files.items()}
 
 
-def content_digest(files: Mapping[str, Mapping[str, Any]], algorithm: str = "sha256") -> str:
+def content_digest(files: Mapping[str, Mapping[str, Any]], kind: Hash = SHA256) -> str:
     """sha256 over names and hashes of the payload; logs are outside it, so equal results have equal digests."""
-    return sha256_of({name: facts[algorithm] for name, facts in files.items() if not name.startswith(LOG)})
+    return sha256_of({name: facts[kind.name] for name, facts in files.items() if not name.startswith(LOG)})
 
 
-def verified_manifest(folder: Path, algorithm: str = "sha256") -> dict[str, Any]:
+def verified_manifest(folder: Path, kind: Hash = SHA256) -> dict[str, Any]:
     """The manifest of a directory whose every file has the size and the hash that it states.
 
     Raises: ArtifactError naming the first file that is missing, extra or damaged.
@@ -239,11 +246,11 @@ def verified_manifest(folder: Path, algorithm: str = "sha256") -> dict[str, Any]
         files = manifest["files"]
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError("artifact has no readable manifest", value=folder, remedy=remedy) from error
-    found = describe(folder, algorithm=algorithm)
+    found = describe(folder, kind=kind)
     for name in sorted(found.keys() | files.keys()):
         if found.get(name) != files.get(name):
             raise ArtifactError("artifact is damaged", value=folder / name, remedy=remedy)
-    if manifest.get("digest") != content_digest(files, algorithm):
+    if manifest.get("digest") != content_digest(files, kind):
         raise ArtifactError("manifest is damaged", value=folder, remedy=remedy)
     return manifest
 

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import xxhash
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
-from llm.artifact import HASHES
+from llm.artifact import Hash
 
-HASH = "xxh3_128"  # a tenth of what sha256 takes from a core that trains
+HASH = Hash("xxh3_128", xxhash.xxh3_128)  # a tenth of what sha256 takes from a core that trains
 BLOCK_BYTES = 8 << 20  # of a buffer that memory and disk can exchange: aligned to a page, a multiple of any sector
 DIRECT = getattr(os, "O_DIRECT", 0)  # Linux alone has it
 
@@ -30,7 +31,7 @@ class DirectFile(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._descriptor = _created(path)
         self._block, self._filled, self._written = mmap.mmap(-1, BLOCK_BYTES), 0, 0
-        self._hash = HASHES[HASH]()
+        self._hash = HASH.new()
 
     @property
     def hash(self) -> str:
