@@ -225,6 +225,18 @@ def test_a_save_before_the_first_applied_step_changes_none_after_it(tmp_path: Pa
     assert torch.equal(ends[0], ends[2])
 
 
+def test_settings_stay_those_of_the_recipe(tmp_path: Path) -> None:
+    tiny, again = Tiny(), Tiny()
+    tiny.step()
+    tiny.save(open_in(tmp_path))
+    group = again.optimizers[0].param_groups[0]
+    group["lr"], group["weight_decay"] = 0.5, 0.25
+    assert again.restore(open_in(tmp_path)) is not None
+    group = again.optimizers[0].param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+    assert torch.equal(again.layer.weight, tiny.layer.weight)
+
+
 def test_shards_come_back_on_any_number_of_workers(tmp_path: Path) -> None:
     """1 → 2 → 3 → 1 workers that hold shards of parameters, moments and average: each loads to the bit what the one before saved."""
     seen = []
@@ -249,6 +261,7 @@ def test_the_manifest_says_what_it_belongs_to(make_job: JobMaker) -> None:
     assert manifest["step"] == 12
     assert manifest["fingerprint"] == job.fingerprint
     assert {"history.jsonl", ".metadata"} < set(manifest["files"])
+    assert all(set(facts) == {"bytes", "xxh3_128"} for facts in manifest["files"].values())
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
