@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint import FileSystemWriter, state_dict_saver
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, state_dict_saver
 
 from llm import artifact, failpoint
 from llm.artifact import Store
@@ -235,6 +235,9 @@ def test_settings_stay_those_of_the_recipe(tmp_path: Path) -> None:
     group = again.optimizers[0].param_groups[0]
     assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
     assert torch.equal(again.layer.weight, tiny.layer.weight)
+    saved = FileSystemReader(tmp_path / "step-00000001").read_metadata().state_dict_metadata
+    assert saved
+    assert not [name for name in saved if "param_groups" in name]
 
 
 def test_shards_come_back_on_any_number_of_workers(tmp_path: Path) -> None:
