@@ -116,7 +116,9 @@ function figures({ began, first, ended, usage, reason }) {
   const tokens = usage?.completion_tokens;
   const rate = tokens ? `${((1000 * tokens) / (ended - began)).toFixed(0)}/s` : "";
   const wait = first ? `first after ${(first - began).toFixed(0)} ms` : "";
-  return [tokens && `${tokens} tokens`, rate, wait, notes[reason]].filter(Boolean).join(" · ");
+  const count = tokens && `${tokens} token${tokens === 1 ? "" : "s"}`;
+  const silence = tokens && !first ? "no text" : "";
+  return [count, rate, wait, silence, notes[reason]].filter(Boolean).join(" · ");
 }
 
 /** Change a lane and keep its end in sight, unless somebody scrolled away from it. */

@@ -17,7 +17,7 @@ from llm.serve.engine.config import EngineConfig
 from llm.serve.models.config import CanaryConfig, LoadConfig, ModelsConfig
 
 NAME = "tiny-chat"
-FRAGILE_FROM = 300  # ids from here on make the fragile model's graph fail
+FRAGILE_FROM = 599  # ids from here on, the last one alone, make the fragile model's graph fail: what warms it up must not meet them
 
 Publish = Callable[..., Version]
 

@@ -333,6 +333,15 @@ def test_a_servers_own_refusal_is_shown(page: Page) -> None:
     expect(page.locator(".exchange .problem")).to_contain_text("The server refused: the context is 4000 tokens")
 
 
+def test_an_answer_without_text_says_so(page: Page) -> None:
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    answer = stream(end, {"choices": [], "usage": {"completion_tokens": 1}}, "[DONE]")
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=answer, content_type="text/event-stream"))
+    ask(page, "x")
+    settled(page)
+    expect(page.locator(".figures")).to_have_text(re.compile(r"^1 token · \d+/s · no text$"))
+
+
 def test_copy_regenerate_and_clear(page: Page) -> None:
     page.locator("#seed").fill("5")
     ask(page, "x")
