@@ -19,6 +19,8 @@ from llm.model.config import (
 )
 from llm.train.objective.config import MaskedConfig, MixtureConfig, ObjectiveConfig, ReplacedConfig, SpansConfig
 
+SCORE_COPIES_OF_DROPOUT = 3  # shares, their mask, what is left of them
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -31,7 +33,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Saved:
-    """Numbers per token that a layer keeps for its backward pass."""
+    """Numbers that a layer keeps for its backward pass, for each token that passes it."""
 
     fp32: float = 0  # in float32 whatever the precision: the residual stream, norms, log-sums of the scores
     compute: float = 0  # in the precision of matrix products
@@ -62,10 +64,15 @@ class Layer:
     attended: float  # of those, what a token of a row asks a whole row with, on average
     heads: int
     ffn: int  # widest inner numbers per token
-    saved: Saved
-    products: float  # numbers per token that matrix products put out
+    saved: Saved  # on a CPU
+    products: float  # numbers that matrix products put out for each token that passes it
     experts: int = 0  # of the numbers in matrices, those of routed experts
     visits: int = 0  # routed experts that a token visits
+    passed: float = 1.0  # tokens that pass it, for each token of a row
+    # where dropout or a bias that learns rules out a CPU's fused attention:
+    unfused: float = 0.0  # queries, keys and values of a token, which are then kept in float32
+    scores: float = 0.0  # for each token that passes it and each token of a row, in float32
+    score_copies: int = 1
 
     @property
     def parameters(self) -> int:
@@ -180,7 +187,8 @@ def _layers(model: ModelConfig, passing: Passes) -> tuple[Layer, ...]:
         return _encoder_decoder(model, passing)
     read = passing.read
     return tuple(
-        replace(layer, active=round(read * layer.active), attended=read**2 * layer.attended) for layer in _layers_of_one_net(model)
+        replace(layer, active=round(read * layer.active), attended=read**2 * layer.attended, passed=read)
+        for layer in _layers_of_one_net(model)
     )
 
 
@@ -255,7 +263,7 @@ def _llama(model: LlamaSizes) -> Layer:
 def _classic(count: int, D: int, num_heads: int, F: int, dropout: float = 0.0) -> Layer:
     """Two LayerNorms, attention with as many key as query heads, a net of two matrices, biases."""
     matrices = 4 * D * D + 2 * D * F
-    kept = Saved(fp32=2 * D + 4 + num_heads, compute=4 * D + 2 * F, casts=4 * D, uncast=2 * D)
+    attention = Saved(fp32=3 * D, compute=3 * D) if dropout else Saved(fp32=num_heads, compute=4 * D)
     return Layer(
         count=count,
         matrices=matrices,
@@ -265,17 +273,23 @@ def _classic(count: int, D: int, num_heads: int, F: int, dropout: float = 0.0) -
         attended=D,
         heads=num_heads,
         ffn=F,
-        saved=kept + Saved(compute=2 * D if dropout else 0),
+        saved=attention + Saved(fp32=2 * D + 4, compute=2 * F, casts=4 * D, uncast=2 * D),
         products=6 * D + F,
+        unfused=3 * D if dropout else 0,
+        scores=num_heads if dropout else 0,
+        score_copies=SCORE_COPIES_OF_DROPOUT,
     )
 
 
 def _encoder_decoder(model: EncoderDecoderConfig, passing: Passes) -> tuple[Layer, ...]:
     """T5: the decoder's layers have a second attention, onto the encoder, whose keys and values are made of what that read."""
-    D, F, gated = model.width, model.ffn_width, model.feed_forward == "gated_gelu"
-    Q = model.num_heads * (model.head_dim or D // model.num_heads)
+    D, F, H, gated = model.width, model.ffn_width, model.num_heads, model.feed_forward == "gated_gelu"
+    Q = H * (model.head_dim or D // H)
     read, written, matrices = passing.read, passing.written, 4 * D * Q + (3 if gated else 2) * D * F
-    kept = Saved(fp32=2 * (2 * D + 1) + model.num_heads, compute=4 * Q + (4 if gated else 2) * F, casts=5 * D, uncast=2 * D)
+    dropped = model.dropout > 0
+    net = Saved(compute=(4 + dropped) * F, casts=2 * D) if gated else Saved(compute=(1 + 2 * dropped) * F, casts=D)
+    attention = Saved(fp32=2 * D + 1 + 3 * Q, compute=Q + D * dropped, casts=3 * D, uncast=D)
+    kept = attention + net + Saved(fp32=2 * D + 1, compute=D * dropped, uncast=D)
     encoder = Layer(
         count=model.num_layers,
         matrices=matrices,
@@ -283,12 +297,19 @@ def _encoder_decoder(model: EncoderDecoderConfig, passing: Passes) -> tuple[Laye
         vectors=2 * D,
         queries=Q,
         attended=read**2 * Q,
-        heads=model.num_heads,
+        heads=H,
         ffn=F,
         saved=kept,
         products=4 * Q + 2 * D + (2 if gated else 1) * F,
+        passed=read,
+        unfused=3 * Q,
+        scores=read * H,
+        score_copies=SCORE_COPIES_OF_DROPOUT if dropped else 1,
     )
-    cross = Saved(fp32=2 * D + 1 + model.num_heads, compute=4 * Q, casts=3 * D, uncast=D)
+    asked = read / written  # tokens of the encoder, for each of the decoder
+    across = (1 + 2 * asked) * Q
+    cross = Saved(fp32=2 * D + 1, compute=Q, casts=D + 2 * asked * D, uncast=D)
+    cross += Saved(fp32=across, compute=D) if dropped else Saved(fp32=H, compute=across)
     decoder = replace(
         encoder,
         count=model.num_decoder_layers or model.num_layers,
@@ -298,6 +319,9 @@ def _encoder_decoder(model: EncoderDecoderConfig, passing: Passes) -> tuple[Laye
         queries=2 * Q,
         attended=written * (written + read) * Q,
         saved=kept + cross,
-        products=encoder.products + 4 * Q + D,
+        products=encoder.products + Q + across + D,
+        passed=written,
+        unfused=3 * Q + (across if dropped else 0),
+        scores=(written + (read if dropped else 0)) * H,
     )
     return encoder, decoder

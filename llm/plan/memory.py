@@ -87,7 +87,7 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
     Source: states by degree of sharding, ZeRO, https://arxiv.org/abs/1910.02054, figure 1; sequence parallelism,
     https://arxiv.org/abs/2205.05198, section 4.2.
     """
-    whole, layout, teacher = shape.of(model, vocab_size), worker.layout, teachers.shape_of(train)
+    whole, layout, teacher = shape.of(model, vocab_size, train.objective), worker.layout, teachers.shape_of(train)
     number_bytes = 2 if worker.bf16 else 4
     mine = _share(whole, layout)
     parameters = 4 * mine.parameters // layout.shard
@@ -141,6 +141,7 @@ def _share(whole: Shape, layout: LayoutConfig) -> Shape:
             active=layer.active // layout.tensor,
             queries=layer.queries // layout.tensor,
             heads=max(1, layer.heads // layout.tensor),
+            scores=layer.scores / layout.tensor,
             ffn=layer.ffn // layout.tensor,
         )
         for layer in whole.layers
@@ -181,33 +182,40 @@ def _activations(mine: Shape, tokens: int, row_tokens: int, number_bytes: int, t
     divisor = worker.layout.tensor
     kept, largest = 0.0, 0.0
     for layer in mine.layers:
-        everything = tokens * _on_device(layer.saved, mine.width, worker).bytes(number_bytes) / divisor
+        passed = tokens * layer.passed
+        scores = 4 * passed * row_tokens * layer.scores if worker.device == "cpu" else 0.0
+        everything = passed * _on_device(layer, mine.width, worker).bytes(number_bytes) / divisor + scores * layer.score_copies
         if train.document_mask:
-            everything += tokens * row_tokens * number_bytes  # the mask as numbers that are added to the scores
-        inputs = 4 * tokens * mine.width / divisor
-        products = inputs + tokens * (number_bytes * layer.products + 4 * layer.heads) / divisor
+            everything += passed * row_tokens * number_bytes  # the mask as numbers that are added to the scores
+        inputs = 4 * passed * mine.width / divisor
+        products = inputs + passed * (number_bytes * layer.products + 4 * layer.heads) / divisor + scores
         each = {"none": everything, "selective": products, "full": inputs}[train.activation_checkpointing]
         kept += layer.count * each
         again = everything if train.activation_checkpointing != "none" else 0.0
-        largest = max(largest, again + _gradients_of_one_layer(layer, mine.width, tokens, number_bytes))
-    last_norm = tokens * (Saved(fp32=2 * mine.width + 1, casts=mine.width, uncast=mine.width).bytes(number_bytes) + 16)
+        largest = max(largest, again + _gradients_of_one_layer(layer, mine.width, passed, scores, number_bytes))
+    read = max(layer.passed for layer in mine.layers) * tokens
+    last_norm = read * (Saved(fp32=2 * mine.width + 1, casts=mine.width, uncast=mine.width).bytes(number_bytes) + 16)
     return kept + last_norm / divisor, largest
 
 
-def _gradients_of_one_layer(layer: Layer, width: int, tokens: int, number_bytes: int) -> float:
-    """Gradients of the inner numbers of the feed-forward net, two of them while a third is read, and of the residual stream."""
-    return tokens * (2 * number_bytes * layer.ffn + 8 * width)
+def _gradients_of_one_layer(layer: Layer, width: int, tokens: float, scores: float, number_bytes: int) -> float:
+    """Gradients of the feed-forward net's inner numbers, two while a third is read, or of scores as many; and of the residual stream."""
+    return max(tokens * 2 * number_bytes * layer.ffn, 2 * scores) + tokens * 8 * width
 
 
-def _on_device(saved: Saved, width: int, worker: Worker) -> Saved:
-    """On a GPU RMSNorm is one kernel, which doesn't keep the normalised numbers before they are scaled."""
-    return saved + Saved(fp32=-2 * width) if worker.device == "cuda" and saved.fp32 >= 4 * width else saved
+def _on_device(layer: Layer, width: int, worker: Worker) -> Saved:
+    """On a GPU RMSNorm is one kernel, which doesn't keep the normalised numbers before they are scaled; attention always is."""
+    if worker.device == "cpu":
+        return layer.saved
+    norms = Saved(fp32=-2 * width) if layer.saved.fp32 >= 4 * width else Saved()
+    fused = Saved(fp32=layer.heads - layer.unfused, compute=layer.unfused) if layer.unfused else Saved()
+    return layer.saved + norms + fused
 
 
 def _head_bytes(mine: Shape, tokens: int, number_bytes: int, train: TrainConfig, worker: Worker) -> float:
     """Gradients of features and matrix, one product on its way into the latter, and a chunk of logits; one more set with z-loss."""
     terms = 2 if train.z_loss_weight else 1
-    chunk = min(tokens * mine.vocab_size, CHUNK_LOGITS)
+    chunk = min(tokens * mine.told * mine.vocab_size, CHUNK_LOGITS)
     logits = chunk * (number_bytes + (4 if worker.device == "cuda" else 0))
     return terms * 4 * (tokens * mine.width + mine.head) + number_bytes * mine.head + logits
 

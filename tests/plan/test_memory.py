@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llm.errors import CapacityError
-from llm.model.config import DecoderConfig
+from llm.model.config import DecoderConfig, parse_model
 from llm.plan import memory
 from llm.plan.measure import measure
 from llm.plan.memory import Worker
@@ -14,24 +16,42 @@ from llm.train.parallel.config import LayoutConfig
 from tests.plan.conftest import llama_8b, settings
 
 QUIET_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+SMALL = DecoderConfig(width=64, num_layers=1, num_heads=1, num_kv_heads=1, ffn_width=64, max_positions=512)
 
 
 def test_the_chunk_of_logits_is_that_of_the_loss() -> None:
     assert memory.CHUNK_LOGITS == cross_entropy.CHUNK_LOGITS
 
 
+CLASSIC: dict[str, Any] = {"width": 256, "num_layers": 6, "num_heads": 4, "ffn_width": 1024, "max_positions": 512}
+LLAMA = CLASSIC | {"num_kv_heads": 2, "ffn_width": 704}
+SMALL_GENERATOR = {"width": 64, "num_layers": 6, "num_heads": 2, "ffn_width": 256}
+PROCESSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "llama": (LLAMA, {}),
+    "bf16 and muon": (LLAMA, {"precision": "bf16", "optimizer": {"kind": "muon"}}),
+    "recomputed": (LLAMA, {"activation_checkpointing": "full"}),
+    "experts": (LLAMA | {"architecture": "moe", "ffn_width": 352, "num_experts": 8, "experts_per_token": 2}, {}),
+    "gpt2": (CLASSIC | {"architecture": "gpt2"}, {}),
+    "gpt2 with dropout": (CLASSIC | {"architecture": "gpt2", "dropout": 0.1}, {}),
+    "bert": (CLASSIC | {"architecture": "encoder"}, {"objective": {"kind": "masked"}, "precision": "bf16"}),
+    "t5": (CLASSIC | {"architecture": "encoder_decoder"}, {"objective": {"kind": "spans"}}),
+    "t5 in bf16": (CLASSIC | {"architecture": "encoder_decoder"}, {"objective": {"kind": "spans"}, "precision": "bf16"}),
+    "electra": (
+        CLASSIC | {"architecture": "electra", "embedding_width": 64, "generator": SMALL_GENERATOR},
+        {"objective": {"kind": "replaced"}},
+    ),
+}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("precision", "checkpointing", "optimizer"), [("fp32", "none", "adamw"), ("bf16", "none", "muon"), ("fp32", "full", "adamw")]
-)
-def test_a_process_peaks_where_predicted(precision: str, checkpointing: str, optimizer: str) -> None:
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_peaks_where_predicted(name: str) -> None:
     """Training in a process of its own, less what the libraries take, which a model of no size shows."""
-    model = DecoderConfig(width=256, num_layers=6, num_heads=4, num_kv_heads=2, ffn_width=704, max_positions=512)
-    train = settings(precision=precision, activation_checkpointing=checkpointing, optimizer={"kind": optimizer})
-    small = DecoderConfig(width=64, num_layers=1, num_heads=1, num_kv_heads=1, ffn_width=64, max_positions=512)
-    floor = measure(small, 64, 512, settings(precision=precision), steps=2, variables=QUIET_MALLOC)
-    measured = measure(model, 8192, 512, train, steps=2, variables=QUIET_MALLOC)
-    predicted = memory.predict(model, 8192, 512, train, Worker(bf16=precision == "bf16"))
+    sizes, changes = PROCESSES[name]
+    train = settings(**{"precision": "fp32", "optimizer": {"kind": "adamw"}} | changes)
+    floor = measure(SMALL, 64, 512, settings(precision=train.precision), steps=2, variables=QUIET_MALLOC)
+    measured = measure(parse_model(sizes), 8192, 512, train, steps=2, variables=QUIET_MALLOC)
+    predicted = memory.predict(parse_model(sizes), 8192, 512, train, Worker(bf16=train.precision == "bf16"))
     assert predicted.peak_bytes - predicted.process_bytes == pytest.approx(measured.peak_bytes - floor.peak_bytes, rel=0.1)
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llm.data.rows import Rows
 from llm.model import families, shape, sizes
-from llm.model.config import ModelConfig, parse_model
+from llm.model.config import EncoderDecoderConfig, ModelConfig, parse_model
 from llm.train.objective import kinds
 from tests.plan.conftest import GPT2, LLAMA, MOE, T5, settings
 
@@ -24,6 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "wide heads": LLAMA | {"head_dim": 32},
     "query and key norms": LLAMA | {"qk_norm": True, "num_kv_heads": 1},
     "dropout": LLAMA | {"dropout": 0.1},
+    "dropout of scores": GPT2 | {"dropout": 0.1},
     "mixture": MOE,
     "gpt2": GPT2,
     "bert": GPT2 | {"architecture": "encoder"},
@@ -44,8 +45,9 @@ def kept_bytes(config: ModelConfig, *, bf16: bool) -> int:
             storages[place] = tensor.untyped_storage().nbytes()
         return tensor
 
+    tokens = [torch.randint(0, 64, (B, T)) for _ in range(1 + isinstance(config, EncoderDecoderConfig))]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        model.features(torch.randint(0, 64, (B, T)))
+        model.features(*tokens)
     return sum(storages.values())
 
 
@@ -55,8 +57,25 @@ def test_a_layer_keeps_what_autograd_keeps(name: str, bf16: bool) -> None:
     one, two = (parse_model(MODELS[name] | {"num_layers": count}) for count in (1, 2))
     layer = shape.of(one, 64).layers[0]
     casts = 2 * (layer.matrices - (64 * 4 if name == "mixture" else 0)) if bf16 else 0  # the router stays float32
-    expected = B * T * layer.saved.bytes(2 if bf16 else 4) + casts
+    expected = B * T * layer.saved.bytes(2 if bf16 else 4) + scores_bytes(layer) + casts
     assert kept_bytes(two, bf16=bf16) - kept_bytes(one, bf16=bf16) == pytest.approx(expected, rel=0.002)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("feed_forward", ["gated_gelu", "relu"])
+@pytest.mark.parametrize("side", ["num_layers", "num_decoder_layers"])
+def test_a_layer_of_t5_keeps_what_autograd_keeps(side: str, feed_forward: str, dropout: float, bf16: bool) -> None:
+    sizes = T5 | {"num_layers": 1, "num_decoder_layers": 1, "feed_forward": feed_forward, "dropout": dropout}
+    one, two = (parse_model(sizes | {side: count}) for count in (1, 2))
+    layer = shape.of(one, 64).layers[side == "num_decoder_layers"]
+    expected = B * T * layer.saved.bytes(2 if bf16 else 4) + scores_bytes(layer) + 2 * layer.matrices * bf16
+    assert kept_bytes(two, bf16=bf16) - kept_bytes(one, bf16=bf16) == pytest.approx(expected, rel=0.002)
+
+
+def scores_bytes(layer: shape.Layer) -> float:
+    """Of an attention that no fused kernel of a CPU computes."""
+    return 4 * B * T * T * layer.scores * layer.score_copies
 
 
 @pytest.mark.parametrize("name", MODELS)
