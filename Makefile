@@ -17,8 +17,8 @@ test-long: $(STAMP)  ## the drills that take longer
 check: $(STAMP)  ## style, types, import rules
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/pytest tests/test_house.py
 
-bench: $(STAMP)  ## measured ratios; one of them: make bench ONLY=R8
-	$(BIN)/python -m tests.benchmarks.run $(ONLY)
+bench: $(STAMP)  ## measured ratios; one of them: make bench ONLY=R8; a part of one: make bench ONLY=R1 PART=B
+	$(BIN)/python -m tests.benchmarks.run $(ONLY) $(if $(PART),"$(PART)")
 
 $(STAMP): pyproject.toml infra/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -41,6 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "A": {"layers": 6, "width": 384, "heads": 6, "ffn_width": 1024, "vocab_size": 32768, "row_tokens": 512, "rows": 32},
     "B": {"layers": 12, "width": 768, "heads": 12, "ffn_width": 2048, "vocab_size": 32768, "row_tokens": 1024, "rows": 2},
 }
+PARTS = (*SHAPES, "long rows", "techniques")
 WARM_UP, TIMED, COMPARED = 3, 10, 20
 TRIED = 3  # timed steps of each of a peer's settings
 GOAL = "≥ 1.35 × best peer or ≥ 0.80 of peak"
@@ -53,14 +54,17 @@ WITHOUT: dict[str, dict[str, Any]] = {  # a technique, and the settings of a ste
 Run = dict[str, Any]
 
 
-def measure() -> Iterator[dict[str, Any]]:
+def measure(part: str = "") -> Iterator[dict[str, Any]]:
     """Rows of R1."""
     pythons = {peer: environment(peer, packages) for peer, packages in PACKAGES.items()} | {"ours": Path(sys.executable)}
     with tempfile.TemporaryDirectory(prefix="trainyard-bench-") as folder:
         for name, shape in SHAPES.items():
-            yield from compare(name, shape, pythons, Path(folder))
-        yield long_rows(SHAPES["A"], pythons, Path(folder))
-        yield from techniques(SHAPES["A"] | {"rows": 8}, pythons["ours"], Path(folder))
+            if part in ("", name):
+                yield from compare(name, shape, pythons, Path(folder))
+        if part in ("", "long rows"):
+            yield long_rows(SHAPES["A"], pythons, Path(folder))
+        if part in ("", "techniques"):
+            yield from techniques(SHAPES["A"] | {"rows": 8}, pythons["ours"], Path(folder))
 
 
 def compare(name: str, shape: dict[str, Any], pythons: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:

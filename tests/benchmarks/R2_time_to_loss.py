@@ -5,7 +5,7 @@ rate on a grid of as many points with the first seed, and are scored on every ro
 trains its whole budget; we train at most half of it, and what counts is where our validation loss first is as low. On 20 MB
 both sides look for their rates in a quarter of their steps.
 
-    python -m tests.benchmarks.R2_time_to_loss characters     one case alone
+    make bench ONLY=R2 PART=characters     one case alone
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -68,6 +67,7 @@ CASES = (
     # 4 M parameters over 4,096 ids, 20 MB of text
     Case("20 MB", 256, 32, 224, 5, 7, 600, 400, 40, 0.95, trials=4),
 )
+PARTS = tuple(case.name for case in CASES)
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Run:
         return self.curve[-1]["validation_loss"]
 
 
-def measure(only: str = "") -> Iterator[dict[str, Any]]:
+def measure(part: str = "") -> Iterator[dict[str, Any]]:
     """A row each for tokens and time, by case."""
     for case in CASES:
-        if only in ("", case.name):
+        if part in ("", case.name):
             with tempfile.TemporaryDirectory() as folder:
                 yield from compare(case, Path(folder))
 
@@ -177,7 +177,7 @@ def write(folder: Path, parts: dict[str, list[int]], row_tokens: int, vocab_size
 def ours(case: Case, folder: Path, rates: tuple[float, ...], seed: int) -> Run:
     """Our validation curve from a process of its own: half of nanoGPT's budget with Muon's and AdamW's rates, all of it with AdamW's"""
     settings = (json.dumps(asdict(case)), str(folder), json.dumps(rates), str(seed))
-    return answer_of([sys.executable, "-m", "tests.benchmarks.R2_time_to_loss", "--ours", *settings])
+    return answer_of([sys.executable, "-m", "tests.benchmarks.R2_time_to_loss", *settings])
 
 
 @cache
@@ -253,12 +253,6 @@ def validation_targets(job: TrainJob) -> dict[str, Any]:
     return {"rows": sum(len(batch.targets_BT) for batch in batches), "targets": sum(map(len, counted)), "sha256": digest}
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--ours"]:
-        _, _, case, folder, rates, seed = sys.argv
-        print(json.dumps(asdict(train_ours(Case(**json.loads(case)), Path(folder), tuple(json.loads(rates)), int(seed)))))
-    else:
-        began = time.monotonic()
-        for found in measure(*sys.argv[1:2]):
-            print(json.dumps(found, indent=1))
-        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+if __name__ == "__main__":  # one of our runs
+    _, case, folder, rates, seed = sys.argv
+    print(json.dumps(asdict(train_ours(Case(**json.loads(case)), Path(folder), tuple(json.loads(rates)), int(seed)))))

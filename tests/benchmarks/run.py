@@ -1,10 +1,11 @@
 """`make bench`: measured figures against peers and goals, in one run, as one table.
 
-    python -m tests.benchmarks.run        all
-    python -m tests.benchmarks.run R8     one
+    python -m tests.benchmarks.run                  all
+    python -m tests.benchmarks.run R8               one
+    python -m tests.benchmarks.run R2 characters    a part of one that has PARTS
 
-Each benchmark is a file named after its id whose `measure()` yields rows. They go to the terminal as they come, to README.md
-beside this file as a table, and to results.json.
+Each benchmark is a file named after its id whose `measure()` yields rows, of all its parts or of one. They go to the terminal
+as they come, to README.md beside this file as a table, and to results.json. A part's rows replace the same rows of before.
 """
 
 from __future__ import annotations
@@ -23,24 +24,34 @@ HERE = Path(__file__).parent
 LIBRARIES = ("prefect", "ray", "torch", "trainyard")
 
 
-def main(only: str) -> None:
-    """Run every benchmark, or one, and write the table."""
+def main(only: str = "", part: str = "") -> None:
+    """Run every benchmark, one, or a part of one, and write the table."""
     rows = []
     for path in sorted(HERE.glob("R*.py")):
         if only in ("", path.stem.split("_")[0]):
-            for row in measure(path):
+            for row in measure(path, part):
                 print(table([row])[-1], flush=True)
                 rows.append(row | {"versions": versions()})
     if not rows:
         sys.exit(f"no benchmark {only}; have: {', '.join(sorted(path.stem for path in HERE.glob('R*.py')))}")
-    kept = [row for row in earlier() if row["id"] not in {row["id"] for row in rows}]
-    everything = sorted(kept + rows, key=lambda row: row["id"])
+    replaced = {name(row, whole=not part) for row in rows}
+    kept = [row for row in earlier() if name(row, whole=not part) not in replaced]
+    places = {name(row, whole=False): place for place, row in enumerate(earlier())} if part else {}
+    everything = sorted(kept + rows, key=lambda row: (row["id"], places.get(name(row, whole=False), len(places))))
     (HERE / "results.json").write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
     (HERE / "README.md").write_text(page(everything))
 
 
-def measure(path: Path) -> Iterator[dict[str, Any]]:
-    yield from importlib.import_module(f"tests.benchmarks.{path.stem}").measure()
+def measure(path: Path, part: str) -> Iterator[dict[str, Any]]:
+    benchmark = importlib.import_module(f"tests.benchmarks.{path.stem}")
+    if part and part not in (parts := getattr(benchmark, "PARTS", ())):
+        sys.exit(f"{path.stem} has no part {part}; has: {', '.join(parts) or 'none'}")
+    return benchmark.measure(part) if part else benchmark.measure()
+
+
+def name(row: dict[str, Any], *, whole: bool) -> tuple[str, ...]:
+    """What a later run replaces: all rows of a benchmark, or the row of this metric and peer."""
+    return (row["id"],) if whole else (row["id"], row["metric"], str(row["peer"]))
 
 
 def earlier() -> list[dict[str, Any]]:
@@ -68,8 +79,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 PAGE = """# Benchmarks
 
-The last run of each (`make bench`, or `make bench ONLY=R1`). Ratios come from one run; bare times are of that machine only. *met*: the goal
-is reached; *equal*: both sides gave the same answer, or ours / the peer's is the reference's; – : there is none.
+The last run of each (`make bench`, `make bench ONLY=R1`, or `make bench ONLY=R1 PART=B`). Ratios come from one run; bare times are of
+that machine only. *met*: the goal is reached; *equal*: both sides gave the same answer, or ours / the peer's is the reference's; – :
+there is none.
 
 `TRAINYARD_BENCH_HOME` (`~/.cache/trainyard-bench`) keeps the environments of peers, which are built on first use.
 `TRAINYARD_NANOGPT` names nanoGPT's source for R1 and R2: a checkout, or whatever `git clone` accepts; without it, GitHub's.
@@ -83,4 +95,4 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "")
+    main(*sys.argv[1:3])
