@@ -1,7 +1,7 @@
 """R2: tokens and time to the loss that nanoGPT's recipe reaches, on characters and on 20 MB of text.
 
-Both sides see the same ids, train a model of the same width and depth at the same rows per step, tune their learning
-rate on a grid of as many points with the first seed, and are scored on every row of the same validation split. nanoGPT
+Both sides see the same ids, train a model of the same width and depth at the same rows per step, look for their learning
+rate downhill on a grid of seven with the first seed, and are scored on every row of the same validation split. nanoGPT
 trains its whole budget; we train at most half of it, and what counts is where our validation loss first is as low. On 20 MB
 both sides look for their rates in a quarter of their steps.
 
@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 PEER = Path(__file__).parent / "peers" / "nanogpt_loss.py"
 SEEDS = (1, 2, 3)
 row = partial(measured.row, "R2")
-PEER_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
-RATES = ((0.005, 0.01), (0.01, 0.01), (0.02, 0.02), (0.04, 0.02))  # Muon's, AdamW's
+PEER_RATES = tuple(2.5e-4 * 2**power for power in range(7))
+RATES = tuple((2.5e-3 * 2**power, 0.01 if power < 3 else 0.02) for power in range(7))  # Muon's, AdamW's
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def measure(part: str = "") -> Iterator[dict[str, Any]]:
 
 def compare(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
     bytes_per_token = prepare(case, folder)
-    peer_rate = min(PEER_RATES, key=lambda rate: peer(case.trial, folder, rate, SEEDS[0]).loss)
-    our_rates = min(RATES, key=lambda rates: ours(case.trial, folder, rates, SEEDS[0]).loss)
+    peer_rate = tuned(PEER_RATES, lambda rate: peer(case.trial, folder, rate, SEEDS[0]).loss)
+    our_rates = tuned(RATES, lambda rates: ours(case.trial, folder, rates, SEEDS[0]).loss)
     peers: list[Run] = []
     own: list[Run] = []
     for seed in SEEDS:  # A B B A, so that a slow machine slows both
@@ -122,6 +122,17 @@ def compare(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
     without = first_at(adamw.curve, goal_loss)["tokens"]
     metric, equal = f"Muon: tokens to nanoGPT's loss, {case.name}", adamw.scored == own[0].scored
     yield row(metric, reached[0]["tokens"], "tokens", peer="AdamW in our loop", peer_value=without, equal=equal) | facts
+
+
+def tuned(grid: tuple[Any, ...], loss: Callable[[Any], float]) -> Any:
+    """The point of the grid whose neighbours both end at a higher loss, downhill from the middle."""
+    place = len(grid) // 2
+    while True:
+        near = range(max(0, place - 1), min(len(grid), place + 2))
+        best = min(near, key=lambda place: loss(grid[place]))
+        if best == place:
+            return grid[place]
+        place = best
 
 
 def first_at(curve: list[dict[str, float]], loss: float) -> dict[str, float]:
