@@ -194,21 +194,21 @@ def commit(
     hashes: Mapping[str, str] = MappingProxyType({}),
     kind: Hash = SHA256,
 ) -> None:
-    """Make a finished directory visible: fsync files, write the manifest, rename, fsync the parent.
+    """Make a finished directory visible under a name beside it: fsync files, write the manifest, rename, fsync the parent.
 
     `hashes` are those of files that whoever wrote them has hashed already, by relative name.
 
-    Raises: ArtifactError if the stage wrote no file.
+    Raises: ArtifactError if the stage wrote no file. OSError if storage is away, in whose place nothing is made: it may come back.
     """
     files = describe(temporary, hashes, kind)
     if not files:
+        temporary.stat()  # storage that is away shows no file either
         raise ArtifactError("stage wrote no file", value=manifest["stage"], remedy="report this as a defect")
     for name in files:
         fsync(temporary / name)
     write_json(temporary / "manifest.json", manifest | {"files": files, "digest": content_digest(files, kind)})
     for folder in {(temporary / name).parent for name in files} | {temporary}:
         fsync(folder)
-    destination.parent.mkdir(parents=True, exist_ok=True)
     failpoint("commit")
     temporary.rename(destination)
     fsync(destination.parent)

@@ -67,14 +67,14 @@ class Checkpoints:
     ) -> None:
         """`fingerprint` is of the job: model, settings, rows, seed, initial weights. `background` writes beside training.
 
-        A folder that is away for less than `patience_seconds` is waited for: by the thread that writes, and by training where
-        it needs that thread's save to have ended.
+        A folder that is away for less than `patience_seconds` is waited for: at once, by the thread that writes, and by training
+        where it needs that thread's save to have ended.
 
-        Raises: OSError if the folder can't be made.
+        Raises: OSError if the folder can't be made; none above it is, which would stand in the way of storage that is away.
         """
         self.folder, self.fingerprint, self.seed, self.retention, self.world = folder, fingerprint, seed, retention, world
         self.background, self.patience = background, Patience(patience_seconds)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.patience.retry(lambda: folder.mkdir(exist_ok=True))
         self.stager = _stager(world.device)
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None  # a thread must not meet the gradients' collectives
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -128,7 +128,7 @@ class Checkpoints:
         """All shards, then on rank 0 the commit: the last collective of a save has told it that every shard is on disk."""
         with artifact.named_errors(self.folder):
             if self.world.rank == 0:
-                self._sweep(temporary)
+                self.patience.retry(lambda: self._sweep(temporary))
             hashes = self.patience.retry(lambda: _write_shards(state, temporary, self.group))
             if self.world.rank == 0:
                 self.patience.retry(lambda: self._commit(step, temporary, progress, healthy, hashes))

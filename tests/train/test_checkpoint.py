@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import itertools
 import json
 import os
@@ -11,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, sta
 from llm import artifact, failpoint
 from llm.artifact import Store
 from llm.errors import ArtifactError
+from llm.train import patience
 from llm.train.adamw8bit import AdamW8bit
 from llm.train.checkpoint import Checkpoints, _verified, _write_shards, sole_writer
 from llm.train.job import TrainJob
@@ -159,6 +163,40 @@ def test_storage_that_stays_away_ends_the_training(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         tiny.save(checkpoints)
     assert not store.exists()
+
+
+CALLS = ((os, "mkdir"), (os, "rename"), (os, "open"), (os, "scandir"), (os, "stat"), (io, "open"))  # what a save asks the system for
+
+
+def test_storage_may_go_away_before_any_call_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    store, away = tmp_path / "store", tmp_path / "away"
+    tiny, checkpoints = Tiny(), open_in(store, background=True, patience_seconds=30)
+    until = [0]  # calls of the writer until the next outage
+    outages: list[threading.Timer] = []
+
+    def call(ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if threading.current_thread().name.startswith("checkpoint"):
+            until[0] -= 1
+            if until[0] == 0:
+                store.rename(away)
+                outages.append(threading.Timer(0.02, away.rename, (store,)))
+                outages[-1].start()
+        return ask(*arguments, **options)
+
+    for module, name in CALLS:
+        monkeypatch.setattr(module, name, functools.partial(call, getattr(module, name)))
+    for calls in itertools.count(1):
+        for until[0] in (calls, 0):  # an outage, then none
+            tiny.step()
+            tiny.save(checkpoints)
+            checkpoints.wait()
+        if len(outages) < calls:
+            break
+        assert not away.exists(), f"something was made in its place by call {calls}"
+        assert sorted(path.name for path in store.glob("[!.]*")) == [f"step-{step:08d}" for step in (2 * calls - 1, 2 * calls)]
+        assert [_verified(path)["step"] for path in sorted(store.glob("step-*"))] == [2 * calls - 1, 2 * calls]
+    assert calls > 30
 
 
 def test_nobody_waits_for_a_training_that_has_failed(tmp_path: Path) -> None:
