@@ -11,6 +11,7 @@ from llm.model.config import ModelConfig
 from llm.model.shape import Layer, Saved, Shape
 from llm.plan import teachers
 from llm.train.config import TrainConfig
+from llm.train.objective.config import MixtureConfig
 from llm.train.parallel.config import LayoutConfig
 
 PROCESS_BYTES = {"cpu": 375_000_000, "cuda": 600_000_000}  # torch and its libraries in memory; on a GPU its context and workspaces
@@ -87,6 +88,9 @@ def predict(model: ModelConfig, vocab_size: int, row_tokens: int, train: TrainCo
     Source: states by degree of sharding, ZeRO, https://arxiv.org/abs/1910.02054, figure 1; sequence parallelism,
     https://arxiv.org/abs/2205.05198, section 4.2.
     """
+    if isinstance(train.objective, MixtureConfig):  # a micro-batch may fall to one part whole
+        alone = (train.model_copy(update={"objective": part.objective}) for part in train.objective.parts)
+        return max((predict(model, vocab_size, row_tokens, part, worker) for part in alone), key=lambda memory: memory.peak_bytes)
     whole, layout, teacher = shape.of(model, vocab_size, train.objective), worker.layout, teachers.shape_of(train)
     number_bytes = 2 if worker.bf16 else 4
     mine = _share(whole, layout)

@@ -34,9 +34,9 @@ def main(only: str = "", part: str = "") -> None:
                 rows.append(row | {"versions": versions()})
     if not rows:
         sys.exit(f"no benchmark {only}; have: {', '.join(sorted(path.stem for path in HERE.glob('R*.py')))}")
-    replaced = {name(row, whole=not part) for row in rows}
-    kept = [row for row in earlier() if name(row, whole=not part) not in replaced]
-    places = {name(row, whole=False): place for place, row in enumerate(earlier())} if part else {}
+    before, replaced = earlier(), {name(row, whole=not part) for row in rows}
+    kept = [row for row in before if name(row, whole=not part) not in replaced]
+    places = {name(row, whole=False): place for place, row in enumerate(before)} if part else {}
     everything = sorted(kept + rows, key=lambda row: (row["id"], places.get(name(row, whole=False), len(places))))
     (HERE / "results.json").write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
     (HERE / "README.md").write_text(page(everything))

@@ -67,6 +67,16 @@ def test_a_usual_heap_takes_what_it_took(precision: str, checkpointing: str, opt
     assert predicted.peak_bytes == pytest.approx(measured_mib * 2**20, rel=0.1)
 
 
+def test_a_mixture_takes_what_its_largest_part_takes_alone() -> None:
+    parts: list[dict[str, Any]] = [{"kind": "next_token"}, {"kind": "spans", "share": 0.5}, {"kind": "spans"}]
+    mixture = {"kind": "mixture", "parts": [{"share": 1, "objective": part} for part in parts]}
+    whole, *alone = (
+        memory.predict(parse_model(LLAMA), 8192, 512, settings(objective=objective), Worker()).peak_bytes for objective in (mixture, *parts)
+    )
+    assert len(set(alone)) == 3
+    assert whole == max(alone)
+
+
 def test_what_does_not_fit_names_the_setting_of_its_fullest_moment() -> None:
     model = DecoderConfig(width=256, num_layers=4, num_heads=4, num_kv_heads=2, ffn_width=704, max_positions=4096)
     with pytest.raises(CapacityError, match=r"finetune\.train\.micro_batch_size.*activation_checkpointing.*cluster\.layout\.shard"):
