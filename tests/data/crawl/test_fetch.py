@@ -178,6 +178,7 @@ def encoded(body: bytes, encoding: str) -> object:
         (gzip.compress(os.urandom(3 * MEGABYTE)), "gzip", "too_large"),
         (bytes(3 * MEGABYTE), "identity", "too_large"),
     ],
+    ids=["unknown", "twice", "none", "cut", "bomb", "large", "large_as_it_is"],  # a gzip's own bytes hold the time
 )
 def test_bad_compression_is_quarantined(site: Site, tmp_path: Path, body: bytes, encoding: str, reason: str) -> None:
     site.replies["/"] = encoded(body, encoding)  # type: ignore[assignment]
