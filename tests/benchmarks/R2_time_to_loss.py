@@ -115,7 +115,10 @@ def compare(case: Case, folder: Path) -> Iterator[dict[str, Any]]:
         yield row(metric, reach, unit, f"≤ {most}", met, peer="nanoGPT", peer_value=theirs, equal=equal) | facts
     without = first_at(adamw.curve, goal_loss)["tokens"]
     metric, equal = f"Muon: tokens to nanoGPT's loss, {case.name}", adamw.scored == own[0].scored
-    yield row(metric, reached[0]["tokens"], "tokens", peer="AdamW in our loop", peer_value=without, equal=equal) | facts
+    if math.isinf(without):
+        yield row(f"{metric}, which AdamW in our loop doesn't reach", reached[0]["tokens"], "tokens", equal=equal) | facts
+    else:
+        yield row(metric, reached[0]["tokens"], "tokens", peer="AdamW in our loop", peer_value=without, equal=equal) | facts
 
 
 def tuned(grid: tuple[Any, ...], loss: Callable[[Any], float]) -> Any:
